@@ -1,0 +1,8 @@
+"""Fused squeeze-and-excitation for PyTorch."""
+
+from se_fused.functional import rescale, squeeze, squeeze_excite
+from se_fused.module import FusedSE
+from se_fused.ops import backend
+
+__version__ = "0.1.0"
+__all__ = ["FusedSE", "backend", "rescale", "squeeze", "squeeze_excite"]

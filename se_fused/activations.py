@@ -1,0 +1,103 @@
+"""The activations and gates that the fused kernels know, with their derivatives.
+
+A name's position in ``ACTS`` or ``GATES`` is the code that the compiled kernels receive
+(csrc/activations.h and backends/triton spell the same functions; a test compares all three).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTS = ("identity", "relu", "silu", "hardswish", "leaky_relu", "gelu")
+GATES = ("identity", "relu", "sigmoid", "hardsigmoid", "tanh")
+
+LEAKY_SLOPE = 0.01  # the default of torch.nn.LeakyReLU
+
+FUNCTIONS = {
+    "identity": lambda p: p,
+    "relu": torch.relu,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def act_derivative(act: str, p: Tensor) -> Tensor:
+    """act'(p), from the value before the activation."""
+    if act == "identity":
+        return torch.ones_like(p)
+    if act == "relu":
+        return (p > 0).to(p.dtype)
+    if act == "silu":
+        s = torch.sigmoid(p)
+        return s * (1 + p * (1 - s))
+    if act == "hardswish":
+        return torch.where(p < -3, 0.0, torch.where(p > 3, 1.0, p / 3 + 0.5)).to(p.dtype)
+    if act == "leaky_relu":
+        return torch.where(p > 0, 1.0, LEAKY_SLOPE).to(p.dtype)
+    if act == "gelu":
+        cdf = 0.5 * (1 + torch.erf(p * 0.5**0.5))
+        return cdf + p * torch.exp(-0.5 * p * p) * (2 * torch.pi) ** -0.5
+    raise ValueError(f"act must be one of {', '.join(ACTS)}, got {act!r}")
+
+
+def gate_derivative(gate: str, g: Tensor) -> Tensor:
+    """gate'(p2), from the gate's output g = gate(p2): p2 itself need not be kept."""
+    if gate == "identity":
+        return torch.ones_like(g)
+    if gate == "relu":
+        return (g > 0).to(g.dtype)
+    if gate == "sigmoid":
+        return g * (1 - g)
+    if gate == "hardsigmoid":
+        return ((g > 0) & (g < 1)).to(g.dtype) / 6
+    if gate == "tanh":
+        return 1 - g * g
+    raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate!r}")
+
+
+# Modules that compute exactly one of the functions above, whatever their `inplace` flag.
+_MODULES = {
+    nn.Identity: "identity",
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.LeakyReLU: "leaky_relu",
+    nn.GELU: "gelu",
+    nn.Sigmoid: "sigmoid",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Tanh: "tanh",
+}
+# Spellings in use elsewhere (timm's create_act_layer among them).
+_ALIASES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
+_BY_NAME = {name: cls for cls, name in _MODULES.items()}
+
+
+def function_name(module: nn.Module) -> str | None:
+    """The name of the function that an activation module computes, None if it is not ours."""
+    name = _MODULES.get(type(module))
+    if name == "leaky_relu" and module.negative_slope != LEAKY_SLOPE:
+        return None
+    if name == "gelu" and module.approximate != "none":
+        return None
+    return name
+
+
+def make_module(layer, argument: str) -> nn.Module:
+    """An activation module from a name, a module class or any callable that returns a module."""
+    if isinstance(layer, str):
+        name = _ALIASES.get(layer, layer)
+        if name not in _BY_NAME:
+            known = ", ".join(sorted({*_BY_NAME, *_ALIASES}))
+            raise ValueError(f"{argument} must be a module class or one of {known}, got {layer!r}")
+        return _BY_NAME[name]()
+    if not callable(layer) or isinstance(layer, nn.Module):
+        raise TypeError(
+            f"{argument} must be a name, a module class or a callable that returns a module, "
+            f"got {layer!r}"
+        )
+    return layer()

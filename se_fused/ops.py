@@ -1,0 +1,194 @@
+"""The operators ``torch.ops.se_fused.*``: schemas, fakes, and the choice of a backend.
+
+Each operator is one opaque node to torch.compile; the backend is chosen inside its body. Operators
+have no autograd of their own: use ``se_fused.functional``.
+"""
+
+import os
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from se_fused import backends
+
+_library = torch.library.Library("se_fused", "DEF")
+_forced: str | None = os.environ.get("SE_FUSED_BACKEND") or None
+_chosen: dict[torch.device, object] = {}
+
+
+# Backend choice
+
+
+@contextmanager
+def backend(name: str | None):
+    """Run what is called inside on one named backend: ``with se_fused.backend("triton"): ...``
+
+    A named backend never falls back: if it cannot run, the call raises with the reason. ``None``
+    restores the automatic choice. Process-wide, so that it reaches autograd's threads; it covers
+    the calls made inside the block, a backward pass only if it is called inside too. Enter it
+    outside functions given to torch.compile. Initial value: the environment variable
+    SE_FUSED_BACKEND.
+    """
+    global _forced
+    _check_name(name)
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def forced_backend() -> str | None:
+    """The name given by ``backend(...)`` or SE_FUSED_BACKEND, None for the automatic choice."""
+    return _forced
+
+
+def backend_for(device: torch.device) -> str:
+    """The name of the backend that a tensor on this device gets; raises if there is none."""
+    return _module_for(device).__name__.rpartition(".")[2]
+
+
+def why_not(name: str, device: torch.device) -> str | None:
+    """Why a backend cannot run on a device; None if it can."""
+    try:
+        module = backends.load(name)
+    except ImportError as error:
+        return f"import failed: {error}"
+    return module.unavailable(device)
+
+
+def _module_for(device: torch.device):
+    if _forced is not None:
+        _check_name(_forced)
+        reason = why_not(_forced, device)
+        if reason:
+            raise RuntimeError(f"backend {_forced!r} cannot run on {device.type}: {reason}")
+        return backends.load(_forced)
+    module = _chosen.get(device)
+    if module is None:
+        names = backends.preferred(device.type)
+        module = backends.load(next(name for name in names if why_not(name, device) is None))
+        _chosen[device] = module
+    return module
+
+
+def _check_name(name: str | None):
+    if name is not None and name not in backends.NAMES:
+        raise ValueError(f"backend must be one of {', '.join(backends.NAMES)}, got {name!r}")
+
+
+# Memory layout: backends see contiguous or channels_last tensors only
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if it is contiguous or channels_last, else one copy in the layout nearest to it."""
+    channels_last = _channels_last_format(x)
+    if x.is_contiguous() or (channels_last and x.is_contiguous(memory_format=channels_last)):
+        return x
+    if channels_last and x.stride(1) == 1:
+        return x.contiguous(memory_format=channels_last)
+    return x.contiguous()
+
+
+def _like(dy: Tensor, x: Tensor) -> Tensor:
+    """dy in the layout of the dense tensor x."""
+    if x.is_contiguous():
+        return dy.contiguous()
+    return dy.contiguous(memory_format=_channels_last_format(x))
+
+
+def _channels_last_format(x: Tensor) -> torch.memory_format | None:
+    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+
+
+# Operators
+
+
+def _operator(schema: str):
+    """Registers a function as the body of an operator; it gets the backend module first."""
+
+    def register(body):
+        name = schema.partition("(")[0]
+        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+        def run(*args):
+            device = args[0].device
+            if torch.is_autocast_enabled(device.type):
+                with torch.autocast(device.type, enabled=False):
+                    return body(_module_for(device), *args)
+            return body(_module_for(device), *args)
+
+        _library.impl(name, run, "CompositeExplicitAutograd")
+        return body
+
+    return register
+
+
+_WEIGHTS = "Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str act, str gate"
+
+
+@_operator("squeeze(Tensor x) -> Tensor")
+def _squeeze(module, x):
+    return module.squeeze(dense(x))
+
+
+@_operator("rescale(Tensor x, Tensor g) -> Tensor")
+def _rescale(module, x, g):
+    return module.rescale(dense(x), g.contiguous())
+
+
+@_operator("rescale_backward(Tensor dy, Tensor x, Tensor g) -> (Tensor, Tensor)")
+def _rescale_backward(module, dy, x, g):
+    x = dense(x)
+    return module.rescale_backward(_like(dy, x), x, g.contiguous())
+
+
+@_operator(f"squeeze_excite(Tensor x, {_WEIGHTS}) -> (Tensor, Tensor, Tensor)")
+def _squeeze_excite(module, x, w1, b1, w2, b2, act, gate):
+    return module.squeeze_excite(dense(x), w1, b1, w2, b2, act, gate)
+
+
+@_operator(
+    f"squeeze_excite_backward(Tensor dy, Tensor x, Tensor z, Tensor g, {_WEIGHTS})"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def _squeeze_excite_backward(module, dy, x, z, g, w1, b1, w2, b2, act, gate):
+    x = dense(x)
+    return module.squeeze_excite_backward(
+        _like(dy, x), x, z.contiguous(), g.contiguous(), w1, b1, w2, b2, act, gate
+    )
+
+
+# Fakes: shapes, dtypes and layouts of the results, for torch.compile and meta tensors
+
+
+def _per_channel(x: Tensor, width=None) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty((x.shape[0], x.shape[1] if width is None else width), dtype=dtype)
+
+
+@torch.library.register_fake("se_fused::squeeze", lib=_library)
+def _(x):
+    return _per_channel(x)
+
+
+@torch.library.register_fake("se_fused::rescale", lib=_library)
+def _(x, g):
+    return torch.empty_like(dense(x))
+
+
+@torch.library.register_fake("se_fused::rescale_backward", lib=_library)
+def _(dy, x, g):
+    return torch.empty_like(dense(x)), _per_channel(x)
+
+
+@torch.library.register_fake("se_fused::squeeze_excite", lib=_library)
+def _(x, w1, b1, w2, b2, act, gate):
+    return torch.empty_like(dense(x)), _per_channel(x), _per_channel(x)
+
+
+@torch.library.register_fake("se_fused::squeeze_excite_backward", lib=_library)
+def _(dy, x, z, g, w1, b1, w2, b2, act, gate):
+    hidden = w1.shape[0]
+    return torch.empty_like(dense(x)), _per_channel(x, hidden), _per_channel(x, hidden), _per_channel(x)
