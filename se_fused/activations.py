@@ -72,6 +72,12 @@ _MODULES = {
     nn.Hardsigmoid: "hardsigmoid",
     nn.Tanh: "tanh",
 }
+# The same functions as classes of libraries that need not be installed.
+_FOREIGN_MODULES = {
+    ("timm.layers.activations", "Sigmoid"): "sigmoid",
+    ("timm.layers.activations", "Tanh"): "tanh",
+    ("timm.layers.activations", "GELU"): "gelu",
+}
 # Spellings in use elsewhere (timm's create_act_layer among them).
 _ALIASES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
 _BY_NAME = {name: cls for cls, name in _MODULES.items()}
@@ -79,7 +85,10 @@ _BY_NAME = {name: cls for cls, name in _MODULES.items()}
 
 def function_name(module: nn.Module) -> str | None:
     """The name of the function that an activation module computes, None if it is not ours."""
-    name = _MODULES.get(type(module))
+    cls = type(module)
+    name = _MODULES.get(cls)
+    if name is None:
+        return _FOREIGN_MODULES.get((cls.__module__, cls.__qualname__))
     if name == "leaky_relu" and module.negative_slope != LEAKY_SLOPE:
         return None
     if name == "gelu" and module.approximate != "none":

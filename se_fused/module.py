@@ -78,6 +78,17 @@ class FusedSE(nn.Module):
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, **factory)
         self.gate = make_module(gate_layer, "gate_layer")
 
+    @classmethod
+    def from_layers(cls, source: nn.Module) -> "FusedSE":
+        """A block that runs the very layers of ``source``, under the names they have there."""
+        fused = cls.__new__(cls)
+        nn.Module.__init__(fused)
+        for name, layer in source.named_children():
+            fused.add_module(name, layer)
+        fused.training = source.training
+        fused.add_maxpool = getattr(source, "add_maxpool", False)
+        return fused
+
     def forward(self, x: Tensor) -> Tensor:
         fc1, act, fc2, gate, norm = self._layers()
         names = self._fused_names(fc1, act, fc2, gate, norm)
