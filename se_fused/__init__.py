@@ -4,6 +4,6 @@ from se_fused.functional import rescale, squeeze, squeeze_excite
 from se_fused.module import FusedSE
 from se_fused.ops import backend
 from se_fused.surgery import replace_se
+from se_fused.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["FusedSE", "backend", "replace_se", "rescale", "squeeze", "squeeze_excite"]
+__all__ = ["FusedSE", "__version__", "backend", "replace_se", "rescale", "squeeze", "squeeze_excite"]

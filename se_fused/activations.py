@@ -36,9 +36,9 @@ def act_derivative(act: str, p: Tensor) -> Tensor:
         s = torch.sigmoid(p)
         return s * (1 + p * (1 - s))
     if act == "hardswish":
-        return torch.where(p < -3, 0.0, torch.where(p > 3, 1.0, p / 3 + 0.5)).to(p.dtype)
+        return torch.where(p < -3, 0.0, torch.where(p > 3, 1.0, p / 3 + 0.5))
     if act == "leaky_relu":
-        return torch.where(p > 0, 1.0, LEAKY_SLOPE).to(p.dtype)
+        return torch.where(p > 0, torch.ones_like(p), LEAKY_SLOPE)
     if act == "gelu":
         cdf = 0.5 * (1 + torch.erf(p * 0.5**0.5))
         return cdf + p * torch.exp(-0.5 * p * p) * (2 * torch.pi) ** -0.5

@@ -1,0 +1,101 @@
+// The activations and gates of the excitation, with their derivatives.
+// Codes are positions in ACTS and GATES of se_fused/activations.py.
+#pragma once
+
+namespace se_fused {
+
+enum class Act { identity, relu, silu, hardswish, leaky_relu, gelu };
+enum class Gate { identity, relu, sigmoid, hardsigmoid, tanh };
+
+// exp in float, vectorisable: 2^n · e^r with |r| <= ln2/2, minimax polynomial, within 2 ulp.
+inline float exponential(float x) {
+  x = x < -87.3f ? -87.3f : (x > 88.3f ? 88.3f : x);
+  const float shifted = x * 1.44269504f + 12582912.0f;  // n in the low mantissa bits
+  const float n = shifted - 12582912.0f;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  union {
+    float f;
+    int i;
+  } bits, scale;
+  bits.f = shifted;
+  scale.i = static_cast<int>(static_cast<unsigned>(bits.i) << 23) + 0x3f800000;
+  return p * scale.f;
+}
+inline double exponential(double x) { return __builtin_exp(x); }
+
+inline float error_function(float x) { return __builtin_erff(x); }
+inline double error_function(double x) { return __builtin_erf(x); }
+inline float hyperbolic_tangent(float x) { return __builtin_tanhf(x); }
+inline double hyperbolic_tangent(double x) { return __builtin_tanh(x); }
+
+template <class A>
+inline A clamp(A x, A low, A high) {  // a NaN stays
+  return x < low ? low : (x > high ? high : x);
+}
+
+template <class A>
+inline A sigmoid(A x) {
+  return A(1) / (A(1) + exponential(-x));
+}
+
+template <class A>
+inline A apply(Act act, A p) {
+  switch (act) {
+    case Act::relu: return p < 0 ? A(0) : p;
+    case Act::silu: return p * sigmoid(p);
+    case Act::hardswish: return p * clamp(p + A(3), A(0), A(6)) / A(6);
+    case Act::leaky_relu: return p > 0 ? p : p * A(0.01);
+    case Act::gelu: return A(0.5) * p * (A(1) + error_function(p * A(0.70710678118654752440)));
+    default: return p;
+  }
+}
+
+// act'(p), from the value before the activation.
+template <class A>
+inline A derivative(Act act, A p) {
+  switch (act) {
+    case Act::relu: return p > 0 ? A(1) : A(0);
+    case Act::silu: {
+      const A s = sigmoid(p);
+      return s * (A(1) + p * (A(1) - s));
+    }
+    case Act::hardswish: return p < A(-3) ? A(0) : (p > A(3) ? A(1) : p / A(3) + A(0.5));
+    case Act::leaky_relu: return p > 0 ? A(1) : A(0.01);
+    case Act::gelu:
+      return A(0.5) * (A(1) + error_function(p * A(0.70710678118654752440))) +
+          p * exponential(A(-0.5) * p * p) * A(0.39894228040143267794);
+    default: return A(1);
+  }
+}
+
+template <class A>
+inline A apply(Gate gate, A p) {
+  switch (gate) {
+    case Gate::relu: return p < 0 ? A(0) : p;
+    case Gate::sigmoid: return sigmoid(p);
+    case Gate::hardsigmoid: return clamp(p + A(3), A(0), A(6)) / A(6);
+    case Gate::tanh: return hyperbolic_tangent(p);
+    default: return p;
+  }
+}
+
+// gate'(p), from the gate's output g = gate(p).
+template <class A>
+inline A derivative(Gate gate, A g) {
+  switch (gate) {
+    case Gate::relu: return g > 0 ? A(1) : A(0);
+    case Gate::sigmoid: return g * (A(1) - g);
+    case Gate::hardsigmoid: return g > 0 && g < 1 ? A(1) / A(6) : A(0);
+    case Gate::tanh: return A(1) - g * g;
+    default: return A(1);
+  }
+}
+
+}  // namespace se_fused

@@ -1,0 +1,149 @@
+// The excitation of a group of samples: two small matrix products each way, in tiles of registers.
+// Included by kernel_set.h only, inside its target region and namespace.
+
+// out[b, j] = bias[j] + Σ_k a[b, k] · w[j, k] for S samples and J outputs from (b, j) on.
+template <int S, int J, class A>
+inline void dot_tile(
+    const A* a, const A* w, const A* bias, int64_t depth, int64_t outputs, A* out) {
+  constexpr int64_t width = lanes<A>;
+  Vec<A> sum[S][J] = {};
+  const auto multiply = [&](auto read) {
+    Vec<A> weight[J];
+    for (int j = 0; j < J; ++j) weight[j] = read(w + j * depth);
+    for (int s = 0; s < S; ++s) {
+      const Vec<A> value = read(a + s * depth);
+      for (int j = 0; j < J; ++j) sum[s][j] += value * weight[j];
+    }
+  };
+  int64_t k = 0;
+  for (; k + width <= depth; k += width) multiply([k](const A* p) { return load(p + k); });
+  if (k < depth)
+    multiply([k, depth](const A* p) { return load_part(p + k, depth - k); });
+  for (int s = 0; s < S; ++s)
+    for (int j = 0; j < J; ++j)
+      out[s * outputs + j] = sum_lanes(sum[s][j]) + (bias ? bias[j] : A(0));
+}
+
+// out [B, J] = a [B, K] · w [J, K]ᵀ + bias
+template <class A>
+inline void multiply_transposed(
+    const A* a, const A* w, const A* bias, int64_t samples, int64_t depth, int64_t outputs,
+    A* out) {
+  const auto rows = [&](auto tile_samples, int64_t b) {
+    constexpr int S = decltype(tile_samples)::value;
+    const A* from = a + b * depth;
+    A* to = out + b * outputs;
+    int64_t j = 0;
+    for (; j + 4 <= outputs; j += 4)
+      dot_tile<S, 4>(from, w + j * depth, bias ? bias + j : nullptr, depth, outputs, to + j);
+    for (; j < outputs; ++j)
+      dot_tile<S, 1>(from, w + j * depth, bias ? bias + j : nullptr, depth, outputs, to + j);
+  };
+  int64_t b = 0;
+  for (; b + 4 <= samples; b += 4) rows(Size<4>{}, b);
+  for (; b + 2 <= samples; b += 2) rows(Size<2>{}, b);
+  for (; b < samples; ++b) rows(Size<1>{}, b);
+}
+
+// out[b, j] = Σ_k a[b, k] · w[k, j] for S samples and V vectors of outputs from (b, j) on; the last
+// vector has `last` outputs.
+template <int S, int V, class A>
+inline void axpy_tile(
+    const A* a, const A* w, int64_t depth, int64_t outputs, int64_t last, A* out) {
+  constexpr int64_t width = lanes<A>;
+  Vec<A> sum[S][V] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    const A* row = w + k * outputs;
+    for (int v = 0; v < V; ++v) {
+      const bool whole = v + 1 < V || last == width;
+      const Vec<A> weight = whole ? load(row + v * width) : load_part(row + v * width, last);
+      for (int s = 0; s < S; ++s) sum[s][v] += broadcast(a[s * depth + k]) * weight;
+    }
+  }
+  for (int s = 0; s < S; ++s)
+    for (int v = 0; v < V; ++v) {
+      A* to = out + s * outputs + v * width;
+      if (v + 1 < V || last == width)
+        store(to, sum[s][v]);
+      else
+        store_part(to, sum[s][v], last);
+    }
+}
+
+// out [B, J] = a [B, K] · w [K, J]
+template <class A>
+inline void multiply(
+    const A* a, const A* w, int64_t samples, int64_t depth, int64_t outputs, A* out) {
+  constexpr int64_t width = lanes<A>;
+  const auto rows = [&](auto tile_samples, int64_t b) {
+    constexpr int S = decltype(tile_samples)::value;
+    const A* from = a + b * depth;
+    A* to = out + b * outputs;
+    int64_t j = 0;
+    for (; j + 4 * width <= outputs; j += 4 * width)
+      axpy_tile<S, 4>(from, w + j, depth, outputs, width, to + j);
+    for (; j < outputs; j += width) {
+      const int64_t last = outputs - j < width ? outputs - j : width;
+      axpy_tile<S, 1>(from, w + j, depth, outputs, last, to + j);
+    }
+  };
+  int64_t b = 0;
+  for (; b + 4 <= samples; b += 4) rows(Size<4>{}, b);
+  for (; b + 2 <= samples; b += 2) rows(Size<2>{}, b);
+  for (; b < samples; ++b) rows(Size<1>{}, b);
+}
+
+// f as a compile-time constant, so that the loop over elements is vectorised.
+template <class A, class Body>
+inline void with_act(Act act, Body body) {
+  switch (act) {
+    case Act::identity: return body(Constant<Act, Act::identity>{});
+    case Act::relu: return body(Constant<Act, Act::relu>{});
+    case Act::silu: return body(Constant<Act, Act::silu>{});
+    case Act::hardswish: return body(Constant<Act, Act::hardswish>{});
+    case Act::leaky_relu: return body(Constant<Act, Act::leaky_relu>{});
+    case Act::gelu: return body(Constant<Act, Act::gelu>{});
+  }
+}
+template <class A, class Body>
+inline void with_gate(Gate gate, Body body) {
+  switch (gate) {
+    case Gate::identity: return body(Constant<Gate, Gate::identity>{});
+    case Gate::relu: return body(Constant<Gate, Gate::relu>{});
+    case Gate::sigmoid: return body(Constant<Gate, Gate::sigmoid>{});
+    case Gate::hardsigmoid: return body(Constant<Gate, Gate::hardsigmoid>{});
+    case Gate::tanh: return body(Constant<Gate, Gate::tanh>{});
+  }
+}
+
+template <class A>
+void excite(const Excitation<A>& e, int64_t samples, const A* z, A* h, A* g) {
+  multiply_transposed(z, e.w1, e.b1, samples, e.channels, e.hidden, h);
+  with_act<A>(e.act, [&](auto act) {
+    for (int64_t i = 0; i < samples * e.hidden; ++i) h[i] = apply(decltype(act)::value, h[i]);
+  });
+  multiply_transposed(h, e.w2, e.b2, samples, e.hidden, e.channels, g);
+  with_gate<A>(e.gate, [&](auto gate) {
+    for (int64_t i = 0; i < samples * e.channels; ++i) g[i] = apply(decltype(gate)::value, g[i]);
+  });
+}
+
+template <class A>
+void excite_backward(
+    const Excitation<A>& e, int64_t samples, const A* dg, const A* z, const A* g, A* dp1, A* h,
+    A* dp2, A* dz) {
+  with_gate<A>(e.gate, [&](auto gate) {
+    for (int64_t i = 0; i < samples * e.channels; ++i)
+      dp2[i] = dg[i] * derivative(decltype(gate)::value, g[i]);
+  });
+  multiply_transposed(z, e.w1, e.b1, samples, e.channels, e.hidden, h);
+  multiply(dp2, e.w2, samples, e.channels, e.hidden, dp1);
+  with_act<A>(e.act, [&](auto act) {
+    for (int64_t i = 0; i < samples * e.hidden; ++i) {
+      const A p1 = h[i];
+      dp1[i] *= derivative(decltype(act)::value, p1);
+      h[i] = apply(decltype(act)::value, p1);
+    }
+  });
+  multiply(dp1, e.w1, samples, e.hidden, e.channels, dz);
+}

@@ -1,0 +1,71 @@
+// What the CPU kernels offer: one table per element type, filled once per instruction set.
+//
+// A tile is a dense [rows, cols] matrix. In contiguous layout rows are channels and columns are
+// positions; in channels_last rows are positions and columns are channels. "row" kernels have one
+// gate per row, "column" kernels one per column.
+#pragma once
+
+#include <cstdint>
+
+#include "../activations.h"
+
+namespace se_fused::cpu {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct fp16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct accumulator {
+  using type = float;
+};
+template <>
+struct accumulator<double> {
+  using type = double;
+};
+template <class T>
+using acc_t = typename accumulator<T>::type;
+
+template <class A>
+struct Excitation {
+  int64_t channels, hidden;
+  const A *w1, *b1, *w2, *b2;  // [R, C], [R] or null, [C, R], [C] or null
+  Act act;
+  Gate gate;
+};
+
+template <class T>
+struct Kernels {
+  using A = acc_t<T>;
+  using Sums = void (*)(const T* x, int64_t rows, int64_t cols, A* out);
+  using Dots = void (*)(const T* dy, const T* x, int64_t rows, int64_t cols, A* out);
+  using Scale = void (*)(const T* x, const A* g, T* y, int64_t rows, int64_t cols);
+  using ScaleAdd =
+      void (*)(const T* dy, const A* g, const A* shift, T* dx, int64_t rows, int64_t cols);
+
+  Sums row_sums, column_sums;             // out = Σ x
+  Dots row_dots, column_dots;             // out = Σ dy · x
+  Scale row_scale, column_scale;          // y = x · g
+  ScaleAdd row_scale_add, column_scale_add;  // dx = dy · g + shift
+
+  void (*widen)(const T* from, A* to, int64_t count);
+
+  // For a group of samples: z [B, C] → g [B, C]; h [B, R] is scratch.
+  void (*excite)(const Excitation<A>&, int64_t samples, const A* z, A* h, A* g);
+  // For a group of samples: dg, z, g [B, C] → dp1, h [B, R], dp2, dz [B, C].
+  void (*excite_backward)(
+      const Excitation<A>&, int64_t samples, const A* dg, const A* z, const A* g, A* dp1, A* h,
+      A* dp2, A* dz);
+};
+
+// The kernels for this machine, or for the set that SE_FUSED_CPU_CAPABILITY names.
+template <class T>
+const Kernels<T>& kernels();
+
+// "avx512", "avx2" or "baseline": what kernels() gives.
+const char* capability();
+
+}  // namespace se_fused::cpu

@@ -1,0 +1,181 @@
+// The CPU bodies of the operators: from tensors to pointers, and a switch over element types.
+#include <string>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "block.h"
+#include "memory.h"
+
+namespace se_fused::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Shape shape_of(const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() >= 2, "x must be a CPU tensor [N, C, *spatial]");
+  Shape s{x.size(0), x.size(1), 1, !x.is_contiguous()};
+  for (int64_t d = 2; d < x.dim(); ++d) s.positions *= x.size(d);
+  return s;
+}
+
+template <class T>
+const T* read(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <class T>
+T* write(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// An output like x, on huge pages if it is large.
+template <class T>
+Tensor map_like(const Tensor& x) {
+  Tensor out = torch::stable::empty_like(x);
+  advise_huge_pages(out.mutable_data_ptr(), out.numel() * static_cast<int64_t>(sizeof(T)));
+  return out;
+}
+
+template <class T>
+Tensor per_sample(const Tensor& x, int64_t width) {
+  const auto dtype = std::is_same_v<acc_t<T>, double> ? ScalarType::Double : ScalarType::Float;
+  return torch::stable::new_empty(x, {x.size(0), width}, dtype);
+}
+
+// body(T{}) for the element type of x.
+template <class Body>
+auto with_type(const Tensor& x, const Body& body) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return body(float{});
+    case ScalarType::Double: return body(double{});
+    case ScalarType::BFloat16: return body(bf16{});
+    case ScalarType::Half: return body(fp16{});
+    default: STD_TORCH_CHECK(false, "x must be float64, float32, bfloat16 or float16");
+  }
+}
+
+// A parameter as a dense array of the accumulator type: its own memory, or a widened copy.
+template <class T>
+class Parameter {
+  using A = acc_t<T>;
+
+ public:
+  Parameter(const OptionalTensor& t, int64_t count) {
+    if (!t) return;
+    STD_TORCH_CHECK(t->numel() == count, "a parameter has the wrong size");
+    tensor_ = t->is_contiguous() ? *t : torch::stable::contiguous(*t);
+    const bool narrow =
+        tensor_.scalar_type() == ScalarType::BFloat16 || tensor_.scalar_type() == ScalarType::Half;
+    if (!narrow) {
+      data_ = read<A>(tensor_);
+      return;
+    }
+    widened_ = scratch<A>(count);
+    if constexpr (!std::is_same_v<T, A>) kernels<T>().widen(read<T>(tensor_), widened_.get(), count);
+    data_ = widened_.get();
+  }
+  const A* data() const { return data_; }
+
+ private:
+  Tensor tensor_;
+  std::unique_ptr<A[]> widened_;
+  const A* data_ = nullptr;
+};
+
+template <class T>
+struct Parameters {
+  Parameter<T> w1, b1, w2, b2;
+  Excitation<acc_t<T>> excitation;
+
+  Parameters(
+      const Tensor& w1, const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+      int64_t channels, int64_t act, int64_t gate)
+      : w1(w1, channels * w1.size(0)),
+        b1(b1, w1.size(0)),
+        w2(w2, channels * w1.size(0)),
+        b2(b2, channels),
+        excitation{channels, w1.size(0), this->w1.data(), this->b1.data(), this->w2.data(),
+                   this->b2.data(), static_cast<Act>(act), static_cast<Gate>(gate)} {}
+};
+
+Tensor squeeze(const Tensor& x) {
+  return with_type(x, [&](auto type) {
+    using T = decltype(type);
+    Tensor z = per_sample<T>(x, x.size(1));
+    mean(shape_of(x), read<T>(x), write<acc_t<T>>(z));
+    return z;
+  });
+}
+
+Tensor rescale(const Tensor& x, const Tensor& g) {
+  return with_type(x, [&](auto type) {
+    using T = decltype(type);
+    Tensor y = map_like<T>(x);
+    scale_map(shape_of(x), read<T>(x), read<acc_t<T>>(g), write<T>(y));
+    return y;
+  });
+}
+
+std::tuple<Tensor, Tensor> rescale_backward(const Tensor& dy, const Tensor& x, const Tensor& g) {
+  return with_type(x, [&](auto type) {
+    using T = decltype(type);
+    const Shape s = shape_of(x);
+    Tensor dx = map_like<T>(x), dg = per_sample<T>(x, s.channels);
+    gate_gradient(s, read<T>(dy), read<T>(x), write<acc_t<T>>(dg));
+    scale_map(s, read<T>(dy), read<acc_t<T>>(g), write<T>(dx));
+    return std::make_tuple(dx, dg);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> squeeze_excite(
+    const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
+    const OptionalTensor& b2, int64_t act, int64_t gate) {
+  return with_type(x, [&](auto type) {
+    using T = decltype(type);
+    using A = acc_t<T>;
+    const Shape s = shape_of(x);
+    const Parameters<T> p(w1, b1, w2, b2, s.channels, act, gate);
+    Tensor y = map_like<T>(x), z = per_sample<T>(x, s.channels), g = per_sample<T>(x, s.channels);
+    block_forward(s, p.excitation, read<T>(x), write<T>(y), write<A>(z), write<A>(g));
+    return std::make_tuple(y, z, g);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& z, const Tensor& g, const Tensor& w1,
+    const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2, int64_t act,
+    int64_t gate) {
+  return with_type(x, [&](auto type) {
+    using T = decltype(type);
+    using A = acc_t<T>;
+    const Shape s = shape_of(x);
+    const Parameters<T> p(w1, b1, w2, b2, s.channels, act, gate);
+    const int64_t hidden = p.excitation.hidden;
+    Tensor dx = map_like<T>(x), dp2 = per_sample<T>(x, s.channels);
+    Tensor dp1 = per_sample<T>(x, hidden), h = per_sample<T>(x, hidden);
+    block_backward<T>(
+        s, p.excitation,
+        {read<T>(dy), read<T>(x), read<A>(z), read<A>(g), write<T>(dx), write<A>(dp1),
+         write<A>(h), write<A>(dp2)});
+    return std::make_tuple(dx, dp1, h, dp2);
+  });
+}
+
+std::string cpu_capability() { return capability(); }
+
+}  // namespace
+}  // namespace se_fused::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(se_fused_cpp, CPU, m) {
+  m.impl("squeeze", TORCH_BOX(&se_fused::cpu::squeeze));
+  m.impl("rescale", TORCH_BOX(&se_fused::cpu::rescale));
+  m.impl("rescale_backward", TORCH_BOX(&se_fused::cpu::rescale_backward));
+  m.impl("squeeze_excite", TORCH_BOX(&se_fused::cpu::squeeze_excite));
+  m.impl("squeeze_excite_backward", TORCH_BOX(&se_fused::cpu::squeeze_excite_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(se_fused_cpp, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&se_fused::cpu::cpu_capability));
+}

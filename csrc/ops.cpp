@@ -1,0 +1,24 @@
+// The extension's operators, torch.ops.se_fused_cpp.*: every schema stands here. Bodies are
+// registered per device (cpu/ops.cpp); se_fused/backends/cpp.py calls them.
+#include <Python.h>
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(se_fused_cpp, m) {
+  m.def("squeeze(Tensor x) -> Tensor");
+  m.def("rescale(Tensor x, Tensor g) -> Tensor");
+  m.def("rescale_backward(Tensor dy, Tensor x, Tensor g) -> (Tensor, Tensor)");
+  m.def(
+      "squeeze_excite(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, int gate)"
+      " -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "squeeze_excite_backward(Tensor dy, Tensor x, Tensor z, Tensor g, Tensor w1, Tensor? b1,"
+      " Tensor w2, Tensor? b2, int act, int gate) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("cpu_capability() -> str");
+}
+
+// `import se_fused._C` loads the library; there is nothing else in the module.
+extern "C" PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  return PyModule_Create(&module);
+}
