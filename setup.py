@@ -47,10 +47,9 @@ def extension():
         ],
         py_limited_api=True,
     )
-    command = OptionalBuild.with_options(use_ninja=False)
     return {
         "ext_modules": [module],
-        "cmdclass": {"build_ext": command},
+        "cmdclass": {"build_ext": OptionalBuild},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
 

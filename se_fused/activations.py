@@ -1,7 +1,7 @@
 """The activations and gates that the fused kernels know, with their derivatives.
 
-A name's position in ``ACTS`` or ``GATES`` is the code that the compiled kernels receive
-(csrc/activations.h and backends/triton spell the same functions; a test compares all three).
+A name's position in ``ACTS`` or ``GATES`` is its code in csrc/activations.h, which spells the same
+functions in C++; backends/triton/activations.py does in Triton. A test compares all three.
 """
 
 import torch

@@ -7,11 +7,17 @@ written out with their gradients in ``se_fused/backends/__init__.py``.
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from se_fused.activations import ACTS, GATES
 from se_fused.backends import eager
 from se_fused.ops import dense
+
+# Overloads, bound once: looking one up costs as much as a small kernel.
+_squeeze_excite = torch.ops.se_fused.squeeze_excite.default
+_squeeze_excite_backward = torch.ops.se_fused.squeeze_excite_backward.default
+_squeeze = torch.ops.se_fused.squeeze.default
+_rescale = torch.ops.se_fused.rescale.default
+_rescale_backward = torch.ops.se_fused.rescale_backward.default
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -83,7 +89,7 @@ def rescale(x: Tensor, gate: Tensor) -> Tensor:
 class _SqueezeExcite(Function):
     @staticmethod
     def forward(ctx, x, w1, b1, w2, b2, act, gate):
-        y, z, g = torch.ops.se_fused.squeeze_excite(x, w1, b1, w2, b2, act, gate)
+        y, z, g = _squeeze_excite(x, w1, b1, w2, b2, act, gate)
         ctx.save_for_backward(x, z, g, w1, b1, w2, b2)
         ctx.act, ctx.gate = act, gate
         return y
@@ -96,7 +102,7 @@ class _SqueezeExcite(Function):
                 x, w1, b1, w2, b2, ctx.act, ctx.gate
             )[0]
             return *_eager_gradients(ctx, forward, (x, w1, b1, w2, b2), dy), None, None
-        dx, dp1, h, dp2 = torch.ops.se_fused.squeeze_excite_backward(
+        dx, dp1, h, dp2 = _squeeze_excite_backward(
             dy, x, z, g, w1, b1, w2, b2, ctx.act, ctx.gate
         )
         _, need_w1, need_b1, need_w2, need_b2, _, _ = ctx.needs_input_grad
@@ -115,7 +121,7 @@ class _Squeeze(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.shape, ctx.dtype = x.shape, x.dtype
-        return torch.ops.se_fused.squeeze(x)
+        return _squeeze(x)
 
     @staticmethod
     def backward(ctx, dz):
@@ -128,7 +134,7 @@ class _Rescale(Function):
     @staticmethod
     def forward(ctx, x, gate):
         ctx.save_for_backward(x, gate)
-        return torch.ops.se_fused.rescale(x, _acc_gate(gate, x))
+        return _rescale(x, _acc_gate(gate, x))
 
     @staticmethod
     def backward(ctx, dy):
@@ -136,7 +142,7 @@ class _Rescale(Function):
         if torch.is_grad_enabled():
             forward = lambda x, gate: eager.rescale(x, _acc_gate(gate, x))  # noqa: E731
             return _eager_gradients(ctx, forward, (x, gate), dy)
-        dx, dg = torch.ops.se_fused.rescale_backward(dy, x, _acc_gate(gate, x))
+        dx, dg = _rescale_backward(dy, x, _acc_gate(gate, x))
         return dx, dg.to(gate.dtype).view(gate.shape)
 
 

@@ -1,85 +1,78 @@
 // Kernels with one gate per column: channels_last, a row is a position, a column a channel.
 // Included by kernel_set.h only, inside its target region and namespace.
 
-// Columns that one pass works on: their accumulators stay in the first-level cache.
-constexpr int64_t strip = 1024;
+// Columns whose accumulators stay in the first-level cache; wider matrices are walked in strips.
+constexpr int64_t strip = 2048;
 
 // Rows added up in one partial sum.
 constexpr int64_t run_rows = 64;
 
-// Several short rows read as one: `fold` rows, whose length is then a multiple of the vector.
+// Several short rows read as one: `fold` rows, so that their length is a multiple of the vector and
+// some vectors long, where a strip can hold it.
 inline int64_t rows_to_fold(int64_t cols, int64_t width) {
   int64_t fold = 1;
-  while (fold * cols < 8 * width || (fold * cols % width != 0 && fold < width)) {
-    if (2 * fold * cols > strip) break;
+  while ((fold * cols < 8 * width || fold * cols % width != 0) && 2 * fold * cols <= strip)
     fold *= 2;
-  }
   return fold;
 }
 
-// out[c] = Σ over rows of term(offset of row and column), term and part as in sum_row.
-template <class A, class Term, class Part>
-inline void sum_columns(int64_t rows, int64_t cols, A* out, Term term, Part part) {
+// run += one row's summands over `count` columns from `at` on.
+template <class A, class Term>
+inline void add_row(A* run, int64_t at, int64_t count, Term term) {
   constexpr int64_t width = lanes<A>;
-  const int64_t fold = rows_to_fold(cols, width), length = fold * cols;
+  int64_t i = 0;
+  for (; i + width <= count; i += width) store(run + i, load(run + i) + term(At{at + i}));
+  if (i < count) store(run + i, load(run + i) + term(PartAt{at + i, count - i}));
+}
+
+// out[c] = Σ over rows; term(read) is the summand where `read` reads.
+template <class A, class Term>
+inline void sum_columns(int64_t rows, int64_t cols, A* out, Term term) {
+  constexpr int64_t width = lanes<A>;
+  const int64_t fold = rows_to_fold(cols, width), length = fold * cols, whole = rows / fold;
   for (int64_t first = 0; first < length; first += strip) {
     const int64_t count = length - first < strip ? length - first : strip;
     A total[strip + width] = {}, run[strip + width];
-    const auto add = [&](int64_t start, int64_t limit) {  // one row's columns up to `limit`
-      int64_t i = 0;
-      for (; i + width <= limit; i += width) store(run + i, load(run + i) + term(start + i));
-      if (i < limit) store(run + i, load(run + i) + part(start + i, limit - i));
+    const auto clear = [&] {
+      for (int64_t i = 0; i < count + width; ++i) run[i] = 0;
     };
-    const int64_t end = rows / fold;
-    for (int64_t row = 0; row < end;) {
-      const int64_t stop = end - row < run_rows ? end : row + run_rows;
-      for (int64_t i = 0; i < count + width; ++i) run[i] = 0;
-      for (; row + 4 <= stop; row += 4) {
-        const int64_t start = row * length + first;
-        int64_t i = 0;
-        for (; i + width <= count; i += width) {
-          const int64_t at = start + i;
-          const Vec<A> sum = (term(at) + term(at + length)) +
-              (term(at + 2 * length) + term(at + 3 * length));
-          store(run + i, load(run + i) + sum);
-        }
-        if (i < count) {
-          for (int64_t k = 0; k < 4; ++k)
-            store(run + i, load(run + i) + part(start + i + k * length, count - i));
-        }
-      }
-      for (; row < stop; ++row) add(row * length + first, count);
+    const auto flush = [&] {
       for (int64_t i = 0; i < count; ++i) total[i] += run[i];
+    };
+    for (int64_t row = 0; row < whole;) {
+      const int64_t stop = whole - row < run_rows ? whole : row + run_rows;
+      clear();
+      // One row at a time: reading two at once halves the speed of a map that is not in cache.
+      for (; row < stop; ++row) add_row(run, row * length + first, count, term);
+      flush();
     }
-    const int64_t left = (rows - end * fold) * cols - first;  // rows that did not fill a fold
+    const int64_t left = (rows - whole * fold) * cols;  // rows that did not fill a fold
     if (left > 0) {
-      for (int64_t i = 0; i < count + width; ++i) run[i] = 0;
-      add(end * length + first, left < count ? left : count);
-      for (int64_t i = 0; i < count; ++i) total[i] += run[i];
+      clear();
+      add_row(run, whole * length, left, term);
+      flush();
     }
-    if (fold == 1) {
-      for (int64_t i = 0; i < count; ++i) out[first + i] = total[i];
-    } else {  // length <= strip: the folded rows are all here
-      for (int64_t c = 0; c < cols; ++c) {
-        A sum = total[c];
-        for (int64_t k = 1; k < fold; ++k) sum += total[k * cols + c];
-        out[c] = sum;
-      }
+    for (int64_t c = 0; c < (fold == 1 ? count : cols); ++c) {
+      A sum = total[c];
+      for (int64_t k = 1; k < fold; ++k) sum += total[k * cols + c];
+      out[first + c] = sum;
     }
   }
 }
 
-// whole(offset, column) and part(offset, column, count) over the matrix, a vector at a time; the
-// columns are those of the folded row, which `values` were repeated to fill.
-template <class A, class Whole, class Part>
-inline void for_columns(int64_t rows, int64_t cols, int64_t fold, Whole whole, Part part) {
-  constexpr int64_t width = lanes<A>;
+// out = value(read, read_column) over the matrix: `read` reads the map, `read_column` the per-channel
+// values, which were repeated to fill a folded row.
+template <class T, class Value>
+inline void write_columns(T* out, int64_t rows, int64_t cols, int64_t fold, Value value) {
+  constexpr int64_t width = lanes<acc_t<T>>;
   const int64_t length = fold * cols, elements = rows * cols;
   for (int64_t start = 0; start < elements; start += length) {
     const int64_t count = elements - start < length ? elements - start : length;
     int64_t i = 0;
-    for (; i + width <= count; i += width) whole(start + i, i);
-    if (i < count) part(start + i, i, count - i);
+    for (; i + width <= count; i += width) store(out + start + i, value(At{start + i}, At{i}));
+    if (i < count)
+      store_part(
+          out + start + i, value(PartAt{start + i, count - i}, PartAt{i, count - i}), count - i);
   }
 }
 
@@ -94,16 +87,12 @@ inline const A* repeat(const A* values, int64_t cols, int64_t fold, A* buffer) {
 
 template <class T>
 void column_sums(const T* x, int64_t rows, int64_t cols, acc_t<T>* out) {
-  sum_columns(
-      rows, cols, out, [=](int64_t i) { return load(x + i); },
-      [=](int64_t i, int64_t count) { return load_part(x + i, count); });
+  sum_columns(rows, cols, out, [=](auto read) { return read(x); });
 }
 
 template <class T>
 void column_dots(const T* dy, const T* x, int64_t rows, int64_t cols, acc_t<T>* out) {
-  sum_columns(
-      rows, cols, out, [=](int64_t i) { return load(dy + i) * load(x + i); },
-      [=](int64_t i, int64_t count) { return load_part(dy + i, count) * load_part(x + i, count); });
+  sum_columns(rows, cols, out, [=](auto read) { return read(dy) * read(x); });
 }
 
 template <class T>
@@ -112,12 +101,9 @@ void column_scale(const T* x, const acc_t<T>* g, T* y, int64_t rows, int64_t col
   const int64_t fold = rows_to_fold(cols, lanes<A>);
   A buffer[strip];
   const A* gate = repeat(g, cols, fold, buffer);
-  for_columns<A>(
-      rows, cols, fold,
-      [=](int64_t i, int64_t c) { store(y + i, load(x + i) * load(gate + c)); },
-      [=](int64_t i, int64_t c, int64_t count) {
-        store_part(y + i, load_part(x + i, count) * load_part(gate + c, count), count);
-      });
+  write_columns(y, rows, cols, fold, [=](auto read, auto read_column) {
+    return read(x) * read_column(gate);
+  });
 }
 
 template <class T>
@@ -128,13 +114,7 @@ void column_scale_add(
   A gates[strip], shifts[strip];
   const A* gate = repeat(g, cols, fold, gates);
   const A* add = repeat(shift, cols, fold, shifts);
-  for_columns<A>(
-      rows, cols, fold,
-      [=](int64_t i, int64_t c) {
-        store(dx + i, load(dy + i) * load(gate + c) + load(add + c));
-      },
-      [=](int64_t i, int64_t c, int64_t count) {
-        const Vec<A> value = load_part(dy + i, count) * load_part(gate + c, count);
-        store_part(dx + i, value + load_part(add + c, count), count);
-      });
+  write_columns(dx, rows, cols, fold, [=](auto read, auto read_column) {
+    return read(dy) * read_column(gate) + read_column(add);
+  });
 }

@@ -6,22 +6,26 @@ template <int S, int J, class A>
 inline void dot_tile(
     const A* a, const A* w, const A* bias, int64_t depth, int64_t outputs, A* out) {
   constexpr int64_t width = lanes<A>;
-  Vec<A> sum[S][J] = {};
+  Vec<A> sum[S * J] = {};
   const auto multiply = [&](auto read) {
     Vec<A> weight[J];
     for (int j = 0; j < J; ++j) weight[j] = read(w + j * depth);
     for (int s = 0; s < S; ++s) {
       const Vec<A> value = read(a + s * depth);
-      for (int j = 0; j < J; ++j) sum[s][j] += value * weight[j];
+      for (int j = 0; j < J; ++j) sum[s * J + j] += value * weight[j];
     }
   };
   int64_t k = 0;
-  for (; k + width <= depth; k += width) multiply([k](const A* p) { return load(p + k); });
-  if (k < depth)
-    multiply([k, depth](const A* p) { return load_part(p + k, depth - k); });
+  for (; k + width <= depth; k += width) multiply(At{k});
+  if (k < depth) multiply(PartAt{k, depth - k});
+  A dots[S * J];
+  if constexpr (S * J % width == 0) {
+    for (int i = 0; i < S * J; i += width) store(dots + i, sum_lanes_of_each<A>(sum + i));
+  } else {
+    for (int i = 0; i < S * J; ++i) dots[i] = sum_lanes(sum[i]);
+  }
   for (int s = 0; s < S; ++s)
-    for (int j = 0; j < J; ++j)
-      out[s * outputs + j] = sum_lanes(sum[s][j]) + (bias ? bias[j] : A(0));
+    for (int j = 0; j < J; ++j) out[s * outputs + j] = dots[s * J + j] + (bias ? bias[j] : A(0));
 }
 
 // out [B, J] = a [B, K] · w [J, K]ᵀ + bias

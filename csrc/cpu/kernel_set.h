@@ -22,9 +22,7 @@ struct Constant {
 
 template <class T>
 void widen_all(const T* from, acc_t<T>* to, int64_t count) {
-  for_row<acc_t<T>>(
-      count, [=](int64_t i) { store(to + i, load(from + i)); },
-      [=](int64_t i, int64_t part) { store_part(to + i, load_part(from + i, part), part); });
+  write_row(to, count, [=](auto read) { return read(from); });
 }
 
 }  // namespace

@@ -4,86 +4,92 @@
 // Longest run added up in plain partial sums; longer rows are sums of such runs.
 constexpr int64_t run_length = 1 << 14;
 
-// Σ over the row of term(start) for whole vectors and of part(start, count) for the last one.
-template <class A, class Term, class Part>
-inline A sum_row(int64_t cols, Term term, Part part) {
+// Per lane, the sum over a run [i, end) of a row; term(read) is the summand where `read` reads.
+template <class T, class Term>
+inline Vec<acc_t<T>> sum_run(int64_t i, int64_t end, Term term) {
+  using A = acc_t<T>;
   constexpr int64_t width = lanes<A>;
-  Vec<A> total{};
-  for (int64_t start = 0; start < cols; start += run_length) {
-    const int64_t end = cols - start > run_length ? start + run_length : cols;
-    Vec<A> sum0{}, sum1{}, sum2{}, sum3{};
-    int64_t i = start;
-    for (; i + 4 * width <= end; i += 4 * width) {
-      sum0 += term(i);
-      sum1 += term(i + width);
-      sum2 += term(i + 2 * width);
-      sum3 += term(i + 3 * width);
+  Vec<A> sum0{}, sum1{}, sum2{}, sum3{};
+  for (; i + 4 * width <= end; i += 4 * width) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      sum0 += term(EvenAt{i});
+      sum1 += term(OddAt{i});
+      sum2 += term(EvenAt{i + 2 * width});
+      sum3 += term(OddAt{i + 2 * width});
+    } else {
+      sum0 += term(At{i});
+      sum1 += term(At{i + width});
+      sum2 += term(At{i + 2 * width});
+      sum3 += term(At{i + 3 * width});
     }
-    for (; i + width <= end; i += width) sum0 += term(i);
-    if (i < end) sum1 += part(i, end - i);
-    total += (sum0 + sum1) + (sum2 + sum3);
   }
-  return sum_lanes(total);
+  for (; i + width <= end; i += width) sum0 += term(At{i});
+  if (i < end) sum1 += term(PartAt{i, end - i});
+  return (sum0 + sum1) + (sum2 + sum3);
 }
 
-// whole(start) for every whole vector of the row, part(start, count) for what is left.
-template <class A, class Whole, class Part>
-inline void for_row(int64_t cols, Whole whole, Part part) {
+// out[row] = Σ over the row; term(row)(read) is the summand.
+template <class T, class Term>
+inline void sum_rows(int64_t rows, int64_t cols, acc_t<T>* out, Term term) {
+  using A = acc_t<T>;
   constexpr int64_t width = lanes<A>;
-  int64_t i = 0;
-  for (; i + 4 * width <= cols; i += 4 * width) {
-    whole(i);
-    whole(i + width);
-    whole(i + 2 * width);
-    whole(i + 3 * width);
+  int64_t row = 0;
+  if (cols <= 16 * width) {
+    for (; row + width <= rows; row += width) {
+      Vec<A> sums[width];
+      for (int64_t k = 0; k < width; ++k) sums[k] = sum_run<T>(0, cols, term(row + k));
+      store(out + row, sum_lanes_of_each<A>(sums));
+    }
   }
-  for (; i + width <= cols; i += width) whole(i);
-  if (i < cols) part(i, cols - i);
+  for (; row < rows; ++row) {
+    Vec<A> total{};
+    for (int64_t start = 0; start < cols; start += run_length)
+      total += sum_run<T>(start, cols - start > run_length ? start + run_length : cols, term(row));
+    out[row] = sum_lanes(total);
+  }
+}
+
+// out = value(read) over a row.
+template <class T, class Value>
+inline void write_row(T* out, int64_t cols, Value value) {
+  constexpr int64_t width = lanes<acc_t<T>>;
+  int64_t i = 0;
+  if constexpr (std::is_same_v<T, bf16>) {
+    for (; i + 2 * width <= cols; i += 2 * width)
+      store_even_odd(out + i, value(EvenAt{i}), value(OddAt{i}));
+  } else {
+    for (; i + 4 * width <= cols; i += 4 * width)
+      for (int64_t k = 0; k < 4; ++k) store(out + i + k * width, value(At{i + k * width}));
+  }
+  for (; i + width <= cols; i += width) store(out + i, value(At{i}));
+  if (i < cols) store_part(out + i, value(PartAt{i, cols - i}), cols - i);
 }
 
 template <class T>
 void row_sums(const T* x, int64_t rows, int64_t cols, acc_t<T>* out) {
-  using A = acc_t<T>;
-  for (int64_t row = 0; row < rows; ++row, x += cols)
-    out[row] = sum_row<A>(
-        cols, [=](int64_t i) { return load(x + i); },
-        [=](int64_t i, int64_t count) { return load_part(x + i, count); });
+  sum_rows<T>(rows, cols, out, [=](int64_t row) {
+    return [p = x + row * cols](auto read) { return read(p); };
+  });
 }
 
 template <class T>
 void row_dots(const T* dy, const T* x, int64_t rows, int64_t cols, acc_t<T>* out) {
-  using A = acc_t<T>;
-  for (int64_t row = 0; row < rows; ++row, dy += cols, x += cols)
-    out[row] = sum_row<A>(
-        cols, [=](int64_t i) { return load(dy + i) * load(x + i); },
-        [=](int64_t i, int64_t count) {
-          return load_part(dy + i, count) * load_part(x + i, count);
-        });
+  sum_rows<T>(rows, cols, out, [=](int64_t row) {
+    return [p = dy + row * cols, q = x + row * cols](auto read) { return read(p) * read(q); };
+  });
 }
 
 template <class T>
 void row_scale(const T* x, const acc_t<T>* g, T* y, int64_t rows, int64_t cols) {
-  using A = acc_t<T>;
-  for (int64_t row = 0; row < rows; ++row, x += cols, y += cols) {
-    const Vec<A> gate = broadcast(g[row]);
-    for_row<A>(
-        cols, [=](int64_t i) { store(y + i, load(x + i) * gate); },
-        [=](int64_t i, int64_t count) {
-          store_part(y + i, load_part(x + i, count) * gate, count);
-        });
-  }
+  for (int64_t row = 0; row < rows; ++row, x += cols, y += cols)
+    write_row(y, cols, [x, gate = broadcast(g[row])](auto read) { return read(x) * gate; });
 }
 
 template <class T>
 void row_scale_add(
     const T* dy, const acc_t<T>* g, const acc_t<T>* shift, T* dx, int64_t rows, int64_t cols) {
-  using A = acc_t<T>;
-  for (int64_t row = 0; row < rows; ++row, dy += cols, dx += cols) {
-    const Vec<A> gate = broadcast(g[row]), add = broadcast(shift[row]);
-    for_row<A>(
-        cols, [=](int64_t i) { store(dx + i, load(dy + i) * gate + add); },
-        [=](int64_t i, int64_t count) {
-          store_part(dx + i, load_part(dy + i, count) * gate + add, count);
-        });
-  }
+  for (int64_t row = 0; row < rows; ++row, dy += cols, dx += cols)
+    write_row(dx, cols, [dy, gate = broadcast(g[row]), add = broadcast(shift[row])](auto read) {
+      return read(dy) * gate + add;
+    });
 }

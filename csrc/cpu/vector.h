@@ -36,12 +36,12 @@ inline Bits16 narrow(Bits32 bits) { return __builtin_convertvector(bits, Bits16)
 #endif
 
 inline Vec<float> decode(Bits16 half, bf16) { return (Vec<float>)(widen(half) << 16); }
-inline Bits16 encode(Vec<float> v, bf16) {
+// The bf16 nearest to v in the high half of each lane. A NaN, quiet after any arithmetic, stays one.
+inline Bits32 round_to_bf16(Vec<float> v) {
   const Bits32 bits = (Bits32)v;
-  const Bits32 rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const Bits32 is_nan = (Bits32)(v != v);
-  return narrow((((bits | 0x00400000) & is_nan) | (rounded & ~is_nan)) >> 16);
+  return v == v ? bits + 0x7fff + ((bits >> 16) & 1) : bits;
 }
+inline Bits16 encode(Vec<float> v, bf16) { return narrow(round_to_bf16(v) >> 16); }
 
 #if SE_FUSED_VECTOR_BYTES == 64
 inline Vec<float> decode(Bits16 half, fp16) { return (Vec<float>)_mm512_cvtph_ps((__m256i)half); }
@@ -145,6 +145,43 @@ inline void store_part(T* p, Vec<acc_t<T>> v, int64_t count) {
 }
 #endif
 
+// Where a read happens: a whole vector at i, or the first `count` elements there.
+struct At {
+  int64_t i;
+  template <class T>
+  Vec<acc_t<T>> operator()(const T* p) const {
+    return load(p + i);
+  }
+};
+struct PartAt {
+  int64_t i, count;
+  template <class T>
+  Vec<acc_t<T>> operator()(const T* p) const {
+    return load_part(p + i, count);
+  }
+};
+
+// The even and the odd elements among the next two vectors of bf16: where order does not matter,
+// half the work of widening them in order.
+struct EvenAt {
+  int64_t i;
+  Vec<float> operator()(const bf16* p) const {
+    return (Vec<float>)((Bits32)load(reinterpret_cast<const float*>(p + i)) << 16);
+  }
+};
+struct OddAt {
+  int64_t i;
+  Vec<float> operator()(const bf16* p) const {
+    return (Vec<float>)((Bits32)load(reinterpret_cast<const float*>(p + i)) & 0xffff0000);
+  }
+};
+inline void store_even_odd(bf16* p, Vec<float> even, Vec<float> odd) {
+  const Bits32 both = (round_to_bf16(even) >> 16) | (round_to_bf16(odd) & 0xffff0000);
+  store(reinterpret_cast<float*>(p), (Vec<float>)both);
+}
+
+// Sums over lanes
+
 #if SE_FUSED_VECTOR_BYTES == 64
 inline float sum_lanes(Vec<float> v) { return _mm512_reduce_add_ps((__m512)v); }
 inline double sum_lanes(Vec<double> v) { return _mm512_reduce_add_pd((__m512d)v); }
@@ -156,3 +193,42 @@ inline auto sum_lanes(V v) {
   return total;
 }
 #endif
+
+template <class A>
+struct IndexOf;
+template <>
+struct IndexOf<float> {
+  using type __attribute__((vector_size(SE_FUSED_VECTOR_BYTES))) = int32_t;
+};
+template <>
+struct IndexOf<double> {
+  using type __attribute__((vector_size(SE_FUSED_VECTOR_BYTES))) = int64_t;
+};
+
+// Two vectors become one: lanes without the bit `step` are sums from the first, with it from the
+// second, each of a lane and its partner across that bit.
+template <int step, class A>
+inline Vec<A> add_across(Vec<A> a, Vec<A> b) {
+  constexpr int width = lanes<A>;
+  typename IndexOf<A>::type kept{}, crossed{};
+#pragma GCC unroll 16
+  for (int l = 0; l < width; ++l) {
+    kept[l] = l & step ? width + l : l;
+    crossed[l] = l & step ? width + (l ^ step) : l ^ step;
+  }
+  return __builtin_shuffle(a, b, kept) + __builtin_shuffle(a, b, crossed);
+}
+
+// One vector whose lane l is the sum over the lanes of v[l], from a full set of `lanes` vectors.
+template <class A, int count = lanes<A>>
+inline Vec<A> sum_lanes_of_each(const Vec<A>* v) {
+  if constexpr (count == 1) {
+    return v[0];
+  } else {
+    constexpr int step = lanes<A> / count;
+    Vec<A> half[count / 2];
+#pragma GCC unroll 16
+    for (int k = 0; k < count / 2; ++k) half[k] = add_across<step, A>(v[2 * k], v[2 * k + 1]);
+    return sum_lanes_of_each<A, count / 2>(half);
+  }
+}

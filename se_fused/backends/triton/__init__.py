@@ -1,0 +1,94 @@
+"""Triton: two launches forward, two backward; on CPU tensors through Triton's interpreter.
+
+    reduce      z, and the excitation by the last program of a sample to finish; backward dg, dp1, …
+    (between)   the excitation as matmuls, where plan.excites_in_reduce says so
+    apply       y = x · g, backward dx = dy · g + dz / M, in the reverse order
+
+No program waits for another. Sums have a fixed order: results are the same from run to run.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from se_fused import plan
+from se_fused.backends.triton import between, launch
+from se_fused.backends.triton.apply import rescale_kernel
+
+# Fixed when the kernels were defined, by TRITON_INTERPRET.
+_INTERPRETED = not isinstance(rescale_kernel, triton.runtime.JITFunction)
+_MIN_CAPABILITY = (7, 5)
+
+
+def unavailable(device: torch.device) -> str | None:
+    if device.type not in ("cuda", "cpu"):
+        return f"no kernels for {device.type} tensors"
+    if _INTERPRETED:
+        return None
+    if device.type == "cpu":
+        return "CPU tensors need TRITON_INTERPRET=1"
+    if not torch.cuda.is_available():
+        return "torch.cuda.is_available() is False"
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < _MIN_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]}, 7.5 or higher is needed"
+    return None
+
+
+def squeeze(x: Tensor) -> Tensor:
+    if x.numel() == 0:
+        return _per_channel(x, torch.nan)
+    return launch.squeeze(x)
+
+
+def rescale(x: Tensor, g: Tensor) -> Tensor:
+    return _apply(x, g)
+
+
+def rescale_backward(dy: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        return torch.empty_like(x), _per_channel(x, 0)
+    return launch.rescale_backward(dy, x, g)
+
+
+def squeeze_excite(x, w1, b1, w2, b2, act: str, gate: str) -> tuple[Tensor, Tensor, Tensor]:
+    w1, b1, w2, b2 = _matrix(w1), _vector(b1), _matrix(w2), _vector(b2)
+    if _excites_in_reduce(x, w1):
+        z, g = launch.squeeze_excite(x, w1, b1, w2, b2, act, gate)
+    else:
+        z = squeeze(x)
+        g = between.excite(z, w1, b1, w2, b2, act, gate)
+    return _apply(x, g), z, g
+
+
+def squeeze_excite_backward(
+    dy, x, z, g, w1, b1, w2, b2, act: str, gate: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    w1, b1, w2 = _matrix(w1), _vector(b1), _matrix(w2)
+    if _excites_in_reduce(x, w1):
+        dp1, h, dp2, share = launch.excitation_gradient(dy, x, z, g, w1, b1, w2, act, gate)
+    else:
+        dg = _per_channel(x, 0) if x.numel() == 0 else launch.gate_gradient(dy, x)
+        spatial = x.shape[2:].numel()
+        dp1, h, dp2, share = between.excitation_gradient(dg, z, g, w1, b1, w2, spatial, act, gate)
+    return _apply(dy, g, share), dp1, h, dp2
+
+
+def _apply(x: Tensor, g: Tensor, share: Tensor | None = None) -> Tensor:
+    return launch.rescale(x, g, share) if x.numel() else torch.empty_like(x)
+
+
+def _excites_in_reduce(x: Tensor, w1: Tensor) -> bool:
+    return x.numel() > 0 and plan.excites_in_reduce(x.shape[2:].numel(), w1.shape[0])
+
+
+def _per_channel(x: Tensor, value: float) -> Tensor:
+    return x.new_full(x.shape[:2], value, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight.flatten(1).contiguous()
+
+
+def _vector(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()

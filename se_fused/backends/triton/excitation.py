@@ -1,0 +1,107 @@
+"""The excitation of one sample inside a reduce launch, by the sample's last program to finish.
+
+Hu et al., "Squeeze-and-Excitation Networks", eq. 3. All R hidden units stay in registers; channels
+are taken CHUNK at a time. Padding lanes are zeroed wherever they meet a sum: 0 · Inf is NaN.
+"""
+
+import triton
+import triton.language as tl
+
+from se_fused.backends.triton.activations import act, act_derivative, gate, gate_derivative
+
+
+@triton.jit
+def finishes_sample(counter_ptr, sample, programs):
+    """Whether this program is the last of its sample's; if so, it sees what the others stored."""
+    tl.debug_barrier()  # the release below is one thread's: all warps must have stored before it
+    return tl.atomic_add(counter_ptr + sample, 1, sem="acq_rel") == programs - 1
+
+
+@triton.jit
+def add_slots(slot_ptr, sample, channel, channels, splits):
+    """The [N, splits, C] slots of a sample summed over splits, always in the same order."""
+    total = tl.zeros(channel.shape, slot_ptr.dtype.element_ty)
+    for split in range(splits):
+        slot = (sample * splits + split) * channels + channel
+        total += tl.load(slot_ptr + slot, channel < channels, other=0)
+    return total
+
+
+@triton.jit
+def store_slot_sums(slot_ptr, out_ptr, sample, channels, splits, CHUNK: tl.constexpr):
+    for start in range(0, channels, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        total = add_slots(slot_ptr, sample, channel, channels, splits)
+        tl.store(out_ptr + sample * channels + channel, total, channel < channels)
+
+
+@triton.jit
+def excite(
+    slot_ptr, z_ptr, g_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, sample, channels, hidden, splits,
+    ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_R: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """z = Σ slots;  h = act(W1 z + b1);  g = gate(W2 h + b2);  stores z and g."""
+    ACC: tl.constexpr = slot_ptr.dtype.element_ty
+    unit = tl.arange(0, BLOCK_R)
+    products = tl.zeros([BLOCK_R, CHUNK], ACC)
+    for start in range(0, channels, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        z = add_slots(slot_ptr, sample, channel, channels, splits)
+        tl.store(z_ptr + sample * channels + channel, z, channel < channels)
+        products += _weight(w1_ptr, unit, channel, hidden, channels, ACC) * z[None, :]
+    h = act(tl.sum(products, 1) + _bias(b1_ptr, unit, hidden, ACC), ACT)
+    h = tl.where(unit < hidden, h, 0.0)
+    for start in range(0, channels, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        w2 = _weight(w2_ptr, channel, unit, channels, hidden, ACC)
+        p2 = tl.sum(w2 * h[None, :], 1) + _bias(b2_ptr, channel, channels, ACC)
+        tl.store(g_ptr + sample * channels + channel, gate(p2, GATE), channel < channels)
+
+
+@triton.jit
+def excite_backward(
+    slot_ptr, z_ptr, g_ptr, w1_ptr, b1_ptr, w2_ptr, dp1_ptr, h_ptr, dp2_ptr, share_ptr,
+    sample, channels, spatial, hidden, splits,
+    ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_R: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """dg = Σ slots;  dp2 = dg gate';  dp1 = (dp2 W2) act'(p1);  share = (dp1 W1) / M, every
+    position's share of dz;  stores dp2, h, dp1 and share."""
+    ACC: tl.constexpr = slot_ptr.dtype.element_ty
+    unit = tl.arange(0, BLOCK_R)
+    p1_products = tl.zeros([BLOCK_R, CHUNK], ACC)
+    dh_products = tl.zeros([CHUNK, BLOCK_R], ACC)
+    for start in range(0, channels, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        index = sample * channels + channel
+        z = tl.load(z_ptr + index, channel < channels, other=0)
+        g = tl.load(g_ptr + index, channel < channels, other=0)
+        dg = add_slots(slot_ptr, sample, channel, channels, splits)
+        dp2 = dg * gate_derivative(g, GATE)
+        tl.store(dp2_ptr + index, dp2, channel < channels)
+        p1_products += _weight(w1_ptr, unit, channel, hidden, channels, ACC) * z[None, :]
+        dh_products += _weight(w2_ptr, channel, unit, channels, hidden, ACC) * dp2[:, None]
+    p1 = tl.sum(p1_products, 1) + _bias(b1_ptr, unit, hidden, ACC)
+    dp1 = tl.sum(dh_products, 0) * act_derivative(p1, ACT)
+    dp1 = tl.where(unit < hidden, dp1, 0.0)
+    tl.store(h_ptr + sample * hidden + unit, act(p1, ACT), unit < hidden)
+    tl.store(dp1_ptr + sample * hidden + unit, dp1, unit < hidden)
+    for start in range(0, channels, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        w1 = _weight(w1_ptr, unit, channel, hidden, channels, ACC)
+        share = tl.sum(w1 * dp1[:, None], 0) / spatial
+        tl.store(share_ptr + sample * channels + channel, share, channel < channels)
+
+
+@triton.jit
+def _weight(w_ptr, row, column, rows, columns, ACC: tl.constexpr):
+    """A tile of a [rows, columns] matrix, zero outside of it."""
+    mask = (row[:, None] < rows) & (column[None, :] < columns)
+    return tl.load(w_ptr + row[:, None] * columns + column[None, :], mask, other=0).to(ACC)
+
+
+@triton.jit
+def _bias(b_ptr, index, size, ACC: tl.constexpr):
+    if b_ptr is None:
+        return tl.zeros(index.shape, ACC)
+    else:
+        return tl.load(b_ptr + index, index < size, other=0).to(ACC)
