@@ -6,4 +6,12 @@ from se_fused.ops import backend
 from se_fused.surgery import replace_se
 from se_fused.version import __version__
 
-__all__ = ["FusedSE", "__version__", "backend", "replace_se", "rescale", "squeeze", "squeeze_excite"]
+__all__ = [
+    "FusedSE",
+    "__version__",
+    "backend",
+    "replace_se",
+    "rescale",
+    "squeeze",
+    "squeeze_excite",
+]

@@ -4,6 +4,8 @@ Source of the formulas: Hu et al., "Squeeze-and-Excitation Networks", arXiv 1709
 written out with their gradients in ``se_fused/backends/__init__.py``.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -56,7 +58,10 @@ def squeeze_excite(
     _check_weights(x, w1, b1, w2, b2)
     _check_choice(act, ACTS, "act")
     _check_choice(gate, GATES, "gate")
-    return _SqueezeExcite.apply(dense(x), w1, b1, w2, b2, act, gate)
+    x = dense(x)
+    if torch.is_grad_enabled() and _any_requires_grad(x, w1, b1, w2, b2):
+        return _SqueezeExcite.apply(x, w1, b1, w2, b2, act, gate)
+    return _squeeze_excite(x, w1, b1, w2, b2, act, gate)[0]
 
 
 def squeeze(x: Tensor) -> Tensor:
@@ -97,24 +102,25 @@ class _SqueezeExcite(Function):
     @staticmethod
     def backward(ctx, dy):
         x, z, g, w1, b1, w2, b2 = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            forward = lambda x, w1, b1, w2, b2: eager.squeeze_excite(  # noqa: E731
-                x, w1, b1, w2, b2, ctx.act, ctx.gate
-            )[0]
-            return *_eager_gradients(ctx, forward, (x, w1, b1, w2, b2), dy), None, None
-        dx, dp1, h, dp2 = _squeeze_excite_backward(
-            dy, x, z, g, w1, b1, w2, b2, ctx.act, ctx.gate
-        )
-        _, need_w1, need_b1, need_w2, need_b2, _, _ = ctx.needs_input_grad
-        return (
-            dx,
-            _weight_gradient(dp1, z, w1) if need_w1 else None,
-            dp1.sum(0).to(b1.dtype) if need_b1 else None,
-            _weight_gradient(dp2, h, w2) if need_w2 else None,
-            dp2.sum(0).to(b2.dtype) if need_b2 else None,
-            None,
-            None,
-        )
+        with _without_autocast(dy):
+            if torch.is_grad_enabled():
+                forward = lambda x, w1, b1, w2, b2: eager.squeeze_excite(
+                    x, w1, b1, w2, b2, ctx.act, ctx.gate
+                )[0]
+                return *_eager_gradients(ctx, forward, (x, w1, b1, w2, b2), dy), None, None
+            dx, dp1, h, dp2 = _squeeze_excite_backward(
+                dy, x, z, g, w1, b1, w2, b2, ctx.act, ctx.gate
+            )
+            _, need_w1, need_b1, need_w2, need_b2, _, _ = ctx.needs_input_grad
+            return (
+                dx,
+                _weight_gradient(dp1, z, w1) if need_w1 else None,
+                dp1.sum(0).to(b1.dtype) if need_b1 else None,
+                _weight_gradient(dp2, h, w2) if need_w2 else None,
+                dp2.sum(0).to(b2.dtype) if need_b2 else None,
+                None,
+                None,
+            )
 
 
 class _Squeeze(Function):
@@ -140,14 +146,25 @@ class _Rescale(Function):
     def backward(ctx, dy):
         x, gate = ctx.saved_tensors
         if torch.is_grad_enabled():
-            forward = lambda x, gate: eager.rescale(x, _acc_gate(gate, x))  # noqa: E731
-            return _eager_gradients(ctx, forward, (x, gate), dy)
+            forward = lambda x, gate: eager.rescale(x, _acc_gate(gate, x))
+            with _without_autocast(dy):
+                return _eager_gradients(ctx, forward, (x, gate), dy)
         dx, dg = _rescale_backward(dy, x, _acc_gate(gate, x))
         return dx, dg.to(gate.dtype).view(gate.shape)
 
 
+def _any_requires_grad(*tensors: Tensor | None) -> bool:
+    return any([t is not None and t.requires_grad for t in tensors])
+
+
 def _acc_gate(gate: Tensor, x: Tensor) -> Tensor:
     return gate.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _without_autocast(t: Tensor):
+    """The accumulator's matmuls stay in its dtype, also in a backward pass inside autocast."""
+    kind = t.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _weight_gradient(dp: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
@@ -161,7 +178,7 @@ def _eager_gradients(ctx, forward, inputs, dy):
     aliases = [t if t is None else t.view_as(t) for t in inputs]
     wanted = [t for t, needed in zip(aliases, ctx.needs_input_grad) if needed]
     found = iter(torch.autograd.grad(forward(*aliases), wanted, dy, create_graph=True))
-    return tuple(next(found) if needed else None for _, needed in zip(aliases, ctx.needs_input_grad))
+    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[: len(inputs)])
 
 
 def _check_map(x: Tensor, name: str):
@@ -197,8 +214,7 @@ def _check_tensor(t: Tensor, name: str, x: Tensor, shape: tuple):
     """t is [*shape, 1, 1, …], on x's device, of x's dtype or float32 beside a 16-bit x."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-    rank = len(shape)
-    if t.shape[:rank] != shape or any(size != 1 for size in t.shape[rank:]):
+    if t.shape != shape + (1,) * (t.dim() - len(shape)):
         raise ValueError(
             f"{name} must have shape {shape}, trailing dims of size 1 allowed, "
             f"for x of shape {tuple(x.shape)}; got {tuple(t.shape)}"

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from se_fused import functional, ops
@@ -10,7 +9,7 @@ from se_fused.activations import ACTS, GATES, function_name, make_module
 
 
 class Slots(NamedTuple):
-    """Under which attribute a module keeps each layer of the block; None where it has no such one."""
+    """The attribute that holds each layer of the block; None where a family has no such layer."""
 
     fc1: str = "fc1"
     act: str = "act"
@@ -23,8 +22,8 @@ class FusedSE(nn.Module):
     """Squeeze-and-excitation: ``x * gate(fc2(act(fc1(x.mean(spatial)))))``, fused.
 
     Drop-in for timm's ``SEModule`` (same arguments, so ``se_layer=FusedSE`` works) and, given
-    ``rd_channels``, for torchvision's ``SqueezeExcitation``: parameters ``fc1.weight [R, C, 1, 1]``,
-    ``fc1.bias [R]``, ``fc2.weight [C, R, 1, 1]``, ``fc2.bias [C]``, initialised as theirs.
+    ``rd_channels``, for torchvision's ``SqueezeExcitation``. Parameters, initialised as theirs:
+    ``fc1.weight [R, C, 1, 1]``, ``fc1.bias [R]``, ``fc2.weight [C, R, 1, 1]``, ``fc2.bias [C]``.
 
     Args:
         channels: C, channels of the feature map.
@@ -36,8 +35,8 @@ class FusedSE(nn.Module):
         act_layer, gate_layer: a name ("relu", "hard_sigmoid", …), a module class or a callable.
         norm_layer: normalisation of the hidden units, called with R.
 
-    Shapes: x ``[N, C]`` to ``[N, C, D, H, W]`` to the same shape, dtype and layout. dtypes: float64,
-    float32, bfloat16, float16; parameters may stay float32 beside a 16-bit x, as under autocast.
+    Shapes: x ``[N, C]`` to ``[N, C, D, H, W]`` to the same shape, dtype and layout. dtypes:
+    float64, float32, bfloat16, float16; parameters may stay float32 beside a 16-bit x, as under autocast.
 
     The whole block runs as one operator where its layers are those of the formula. With a norm,
     ``add_maxpool``, other activation modules, or hooks or parametrizations on a layer, it runs as

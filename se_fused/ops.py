@@ -190,5 +190,5 @@ def _(x, w1, b1, w2, b2, act, gate):
 
 @torch.library.register_fake("se_fused::squeeze_excite_backward", lib=_library)
 def _(dy, x, z, g, w1, b1, w2, b2, act, gate):
-    hidden = w1.shape[0]
-    return torch.empty_like(dense(x)), _per_channel(x, hidden), _per_channel(x, hidden), _per_channel(x)
+    dp1, h = (_per_channel(x, w1.shape[0]) for _ in range(2))
+    return torch.empty_like(dense(x)), dp1, h, _per_channel(x)

@@ -19,7 +19,7 @@ def squeeze(x: Tensor) -> Tensor:
 
 
 def rescale(x: Tensor, g: Tensor) -> Tensor:
-    return (_flat(x) * g.unsqueeze(2)).to(x.dtype).view(x.shape)
+    return (x * _like_map(g, x)).to(x.dtype)
 
 
 def rescale_backward(dy: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,9 +44,9 @@ def squeeze_excite_backward(
     dp2 = _gate_gradient(dy, x) * gate_derivative(gate, g)
     dp1 = (dp2 @ w2.flatten(1).to(z.dtype)) * act_derivative(act, p1)
     dz = dp1 @ w1.flatten(1).to(z.dtype)
-    flat = _flat(dy)
-    dx = flat * g.unsqueeze(2) + (dz / flat.shape[2]).unsqueeze(2)
-    return dx.to(x.dtype).view(x.shape), dp1, FUNCTIONS[act](p1), dp2
+    share = dz / x.shape[2:].numel()
+    dx = (dy * _like_map(g, x) + _like_map(share, x)).to(x.dtype)
+    return dx, dp1, FUNCTIONS[act](p1), dp2
 
 
 def _gate_gradient(dy: Tensor, x: Tensor) -> Tensor:
@@ -56,6 +56,11 @@ def _gate_gradient(dy: Tensor, x: Tensor) -> Tensor:
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype = inputs.dtype
     return F.linear(inputs, weight.flatten(1).to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _like_map(per_channel: Tensor, x: Tensor) -> Tensor:
+    """[N, C] as [N, C, 1, …], to broadcast against x."""
+    return per_channel.view(per_channel.shape + (1,) * (x.dim() - 2))
 
 
 def _flat(x: Tensor) -> Tensor:

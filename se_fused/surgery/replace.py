@@ -35,8 +35,8 @@ def replace_se(model: nn.Module) -> Report:
     """Replaces the SE modules inside a model by FusedSE, in place: ``replace_se(model)``.
 
     The fused modules hold the same layers under the same names: parameters stay the same objects
-    (optimizers keep working) and state dicts load strictly both ways. A module that carries hooks is
-    left alone, with the reason in the report. Known families: ``surgery/families.py``.
+    (optimizers keep working) and state dicts load strictly both ways. A module with hooks of its
+    own is left alone, with the reason in the report. Known families: ``surgery/families.py``.
 
     Raises:
         ValueError: the model itself is an SE module, which cannot be replaced in place.
@@ -53,7 +53,7 @@ def replace_se(model: nn.Module) -> Report:
             continue
         entry = Entry(name, f"{type(module).__module__}.{type(module).__qualname__}")
         if _has_hooks(module):
-            report.left.append(entry._replace(reason="it has hooks, which would not be carried over"))
+            report.left.append(entry._replace(reason="its hooks would not be carried over"))
             continue
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, family.from_layers(module))

@@ -1,0 +1,98 @@
+"""Time inside the SE blocks: each block alone, on maps as the network gives it."""
+
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+
+SECONDS_PER_BLOCK = 1.0
+FEWEST, MOST = 5, 50
+
+
+class BlockTime(NamedTuple):
+    """Median milliseconds of one forward and backward."""
+
+    name: str
+    shape: tuple[int, ...]
+    eager_ms: float
+    fused_ms: float
+
+
+def se_block_times(eager, fused, names, batch, compiled) -> list[BlockTime]:
+    """Forward + backward of each SE block of two runs, eager and fused taking turns.
+
+    Not measured inside the training steps, so that these are timed without hooks. On a GPU it is
+    the time on the device, launches excluded; elsewhere the wall time.
+    """
+    times = []
+    for name, x in _se_inputs(eager, names, batch).items():
+        steps = []
+        for run in (eager, fused):
+            block = run.network.get_submodule(name)
+            steps.append(_forward_backward(run, block, x, compiled))
+        eager_ms, fused_ms = _medians_in_turn(steps, eager.device)
+        times.append(BlockTime(name, tuple(x.shape), eager_ms, fused_ms))
+    return times
+
+
+def _se_inputs(run, names, batch):
+    """What enters each SE block for this batch: its real shape, dtype and layout."""
+    inputs = {}
+
+    def keep(name):
+        def hook(_, args):
+            inputs[name] = args[0].detach()
+
+        return hook
+
+    hooks = [
+        run.network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names
+    ]
+    images, _ = run.to_device(batch)
+    run.network.train()
+    with torch.no_grad(), run.autocast():
+        run.network.forward(images)  # .forward: not the compiled graph, which has no hooks
+    for hook in hooks:
+        hook.remove()
+    return inputs
+
+
+def _forward_backward(run, block, x, compiled):
+    block.train()
+    if compiled:
+        torch._dynamo.reset()  # else the blocks before count towards the limit of recompilations
+        block = torch.compile(block, dynamic=False)
+    x = x.clone().requires_grad_()
+    wanted = [x, *block.parameters()]
+    dy = torch.randn_like(x)
+
+    def step():
+        with run.autocast():
+            y = block(x)
+        torch.autograd.grad(y, wanted, dy)
+
+    return step
+
+
+def _medians_in_turn(steps, device):
+    for step in steps:
+        step()
+    estimate = sum(_milliseconds(step, device) for step in steps) / 1000
+    repeats = min(max(int(SECONDS_PER_BLOCK / max(estimate, 1e-9)), FEWEST), MOST)
+    rounds = [[_milliseconds(step, device) for step in steps] for _ in range(repeats)]
+    return [statistics.median(times) for times in zip(*rounds)]
+
+
+def _milliseconds(step, device):
+    if device.type != "cuda":
+        start = time.perf_counter()
+        step()
+        return 1000 * (time.perf_counter() - start)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(2_000_000)  # about 1 ms, in which the launches queue up behind it
+    begin.record()
+    step()
+    end.record()
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end)

@@ -1,0 +1,95 @@
+"""Where the tests run: every backend on every device of this machine.
+
+SE_FUSED_REQUIRE="cpp,triton" turns the skip of a backend that cannot run into a failure.
+"""
+
+import os
+from typing import NamedTuple
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    # Triton reads it when a kernel is defined, so before anything imports the kernels.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import se_fused  # noqa: E402
+from se_fused import ops  # noqa: E402
+
+REQUIRED = os.environ.get("SE_FUSED_REQUIRE", "").replace(" ", "").split(",")
+
+
+class Place(NamedTuple):
+    """One backend on one device."""
+
+    name: str
+    backend: str
+    device: str
+    covered_by: str
+
+    @property
+    def interpreted(self) -> bool:
+        return self.backend == "triton" and self.device == "cpu"
+
+    @property
+    def required(self) -> bool:
+        return self.name in REQUIRED or (self.backend == "triton" and "triton" in REQUIRED)
+
+
+PLACES = [
+    Place("eager", "eager", "cpu", "nothing"),
+    Place("cpp", "cpp", "cpu", "eager covers the rest of the package"),
+]
+if os.environ.get("TRITON_INTERPRET") == "1":
+    PLACES.append(
+        Place("triton-interpreted", "triton", "cpu", "eager covers the rest of the package")
+    )
+if HAS_GPU:
+    PLACES += [
+        Place("eager-cuda", "eager", "cuda", "nothing"),
+        Place("triton-cuda", "triton", "cuda", "triton-interpreted covers the kernels' values"),
+        Place("cpp-cuda", "cpp", "cuda", "cpp covers the CPU, triton-cuda the GPU"),
+    ]
+NATIVE = [place for place in PLACES if not place.interpreted]
+
+
+def _enter(place: Place):
+    reason = ops.why_not(place.backend, torch.device(place.device))
+    if reason:
+        stop = pytest.fail if place.required else pytest.skip
+        stop(f"{place.backend} on {place.device}: {reason}; instead: {place.covered_by}")
+    return se_fused.backend(place.backend)
+
+
+@pytest.fixture(params=PLACES, ids=lambda place: place.name)
+def place(request):
+    """The test runs on this backend and builds its tensors on ``place.device``."""
+    with _enter(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=NATIVE, ids=lambda place: place.name)
+def native_place(request):
+    """As ``place``, without the interpreter: for sizes that would take it minutes."""
+    with _enter(request.param):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_allocations():
+    """Fills fresh allocations with NaN: an element that a kernel forgot shows in its result."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    fill, torch.utils.deterministic.fill_uninitialized_memory = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        True,
+    )
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,192 @@
+"""torch.compile(fullgraph=True), static and dynamic, and autocast: values and gradients."""
+
+import copy
+
+import pytest
+import torch
+from reference import Inputs, assert_no_worse, check, error, results
+from shapes import DENSE, REDUCED, make_inputs
+from torch import nn
+
+import se_fused
+from se_fused import FusedSE
+
+NAMES = ("dx", "dw1", "db1", "dw2", "db2")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def between_other_operators(x, w1, b1, w2, b2):
+    """Something on both sides, so that the compiler has neighbours to arrange."""
+    y = se_fused.squeeze_excite(x * 1, w1, b1, w2, b2, act="silu", gate="sigmoid")
+    return y + 0
+
+
+def forward_backward(function, inputs: Inputs):
+    tensors = [t.detach().requires_grad_() for t in inputs.tensors]
+    y = function(*tensors)
+    y.backward(inputs.dy)
+    return {"y": y.detach()} | {name: t.grad for name, t in zip(NAMES, tensors)}
+
+
+def counted(backend="aot_eager", **options):
+    """The function compiled, and the list of its graphs as they are compiled."""
+    graphs = []
+
+    def compiler(graph, example_inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend(backend)(graph, example_inputs)
+
+    compiled = torch.compile(between_other_operators, fullgraph=True, backend=compiler, **options)
+    return compiled, graphs
+
+
+@pytest.mark.parametrize("layout", DENSE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_static(place, layout, dtype):
+    compiled, graphs = counted(dynamic=False)
+    inputs = make_inputs((3, 20, 5, 7), 4, place.device, dtype, act="silu", layout=layout)
+    found = forward_backward(compiled, inputs)
+    check(found, inputs)
+    assert found["y"].stride() == found["dx"].stride() == inputs.x.stride()
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("layout", DENSE)
+def test_inductor(place, layout):
+    compiled, graphs = counted("inductor", dynamic=False)
+    inputs = make_inputs((3, 20, 5, 7), 4, place.device, act="silu", layout=layout)
+    check(forward_backward(compiled, inputs), inputs)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("layout", DENSE)
+@pytest.mark.parametrize("rank", [2, 3, 4, 5], ids=["no-spatial-dims", "1d", "2d", "3d"])
+def test_dynamic_batch_and_size(place, layout, rank):
+    if layout == "channels-last" and rank < 4:
+        layout = "transposed-samples"
+    compiled, graphs = counted(dynamic=True)
+    for batch, size in ((3, (5, 7, 2)), (2, (4, 9, 3)), (7, (6, 8, 4))):
+        shape = (batch, 20, *size[: rank - 2])
+        inputs = make_inputs(shape, 4, place.device, act="silu", layout=layout)
+        check(forward_backward(compiled, inputs), inputs)
+    assert len(graphs) == 1, "recompiled for another batch or size"
+
+
+def test_dynamic_inductor(place):
+    compiled, graphs = counted("inductor", dynamic=True)
+    for shape in ((3, 20, 5, 7), (5, 20, 4, 6)):
+        inputs = make_inputs(shape, 4, place.device, act="silu")
+        check(forward_backward(compiled, inputs), inputs)
+    assert len(graphs) == 1
+
+
+def test_change_of_backend_needs_no_new_graph(place):
+    compiled, graphs = counted(dynamic=False)
+    inputs = make_inputs((3, 20, 5, 7), 4, place.device, act="silu")
+    check(forward_backward(compiled, inputs), inputs)
+    with se_fused.backend("eager"):
+        check(forward_backward(compiled, inputs), inputs)
+    assert len(graphs) == 1
+
+
+MODULES = {
+    "whole": {},
+    "norm": dict(norm_layer=nn.BatchNorm2d),
+    "maxpool": dict(add_maxpool=True),
+    "unknown-act": dict(act_layer=nn.ELU),
+}
+
+
+def module_and_map(place, arguments, dtype=torch.float64):
+    module = FusedSE(16, rd_channels=4, device=place.device, dtype=dtype, **arguments)
+    x = torch.randn(3, 16, 5, 7).to(place.device, dtype)
+    return module, x.contiguous(memory_format=torch.channels_last)
+
+
+def step(function, module, x):
+    x = x.detach().requires_grad_()
+    module.zero_grad()
+    y = function(x)
+    y.square().sum().backward()
+    return [y.detach(), x.grad, *(p.grad for p in module.parameters())]
+
+
+@pytest.mark.parametrize("arguments", MODULES.values(), ids=MODULES)
+def test_module(place, arguments):
+    module, x = module_and_map(place, arguments)
+    expected = step(module, module, x)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    found = step(compiled, module, x)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+    assert found[0].stride() == x.stride()
+
+
+def under_autocast(place, dtype, function, *arguments):
+    with torch.autocast(place.device, dtype=dtype):
+        return function(*arguments)
+
+
+@pytest.mark.parametrize("dtype", REDUCED.values(), ids=REDUCED)
+@pytest.mark.parametrize("how", ["eager-mode", "compiled", "backward-inside-too"])
+def test_autocast_of_a_16_bit_map_and_float32_weights(place, dtype, how):
+    """Gradients of float32 weights are those of float32 arithmetic: nothing is lowered."""
+    inputs = make_inputs((3, 20, 5, 7), 4, place.device, dtype, weight_dtype=torch.float32,
+                         act="silu")
+    function = counted()[0] if how == "compiled" else between_other_operators
+    if how == "backward-inside-too":
+        found = under_autocast(place, dtype, forward_backward, function, inputs)
+    else:
+        found = forward_backward(
+            lambda *tensors: under_autocast(place, dtype, function, *tensors), inputs
+        )
+    assert found["y"].dtype == found["dx"].dtype == dtype
+    assert found["dw1"].dtype == torch.float32
+    check(found, inputs)
+
+
+@pytest.mark.parametrize("dtype", REDUCED.values(), ids=REDUCED)
+def test_autocast_leaves_a_float32_map_alone(place, dtype):
+    inputs = make_inputs((3, 20, 5, 7), 4, place.device, act="silu")
+    found = forward_backward(
+        lambda *tensors: under_autocast(place, dtype, between_other_operators, *tensors), inputs
+    )
+    assert {t.dtype for t in found.values()} == {torch.float32}
+    check(found, inputs)
+
+
+@pytest.mark.parametrize("arguments", MODULES.values(), ids=MODULES)
+@pytest.mark.parametrize("dtype", REDUCED.values(), ids=REDUCED)
+@pytest.mark.parametrize("map_dtype", ["16-bit-map", "float32-map"])
+def test_autocast_of_the_module(place, arguments, dtype, map_dtype):
+    module, x = module_and_map(place, arguments, torch.float32)
+    if map_dtype == "16-bit-map":
+        x = x.to(dtype)
+    wide = copy.deepcopy(module.eval()).double()
+    exact = step(wide, wide, x.double())
+    found = step(lambda x: under_autocast(place, dtype, module, x), module, x)
+    assert found[0].dtype == found[1].dtype == x.dtype
+    assert found[0].stride() == found[1].stride() == x.stride()
+    # The layers between squeeze and rescale run in autocast's dtype, whatever the map's.
+    for name, result, expected in zip(("y", "dx", "dw1", "db1"), found, exact):
+        torch.testing.assert_close(
+            result.double(), expected, rtol=0, msg=name,
+            atol=8 * torch.finfo(dtype).eps * expected.abs().max().item(),
+        )
+
+
+def test_autocast_is_no_worse_than_eager_autocast(place):
+    inputs = make_inputs((3, 20, 14, 14), 4, place.device, torch.bfloat16,
+                         weight_dtype=torch.float32)
+    with torch.autocast(place.device, dtype=torch.bfloat16):
+        y = se_fused.squeeze_excite(*inputs.tensors)
+        h = torch.relu(nn.functional.linear(inputs.x.mean((2, 3)), inputs.w1, inputs.b1))
+        gate = torch.sigmoid(nn.functional.linear(h, inputs.w2, inputs.b2))
+        eager = inputs.x * gate[:, :, None, None]
+    exact = results(inputs, torch.float64)["y"]
+    assert_no_worse("y", y, exact, error(eager, exact))

@@ -1,0 +1,200 @@
+"""The five operators: values on every backend, layouts of results, fakes, opcheck."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from reference import Inputs, check, results
+from shapes import DENSE, DTYPES, LAYOUT_CASES, LAYOUTS, REDUCED, SHAPES, make_inputs
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+pytestmark = pytest.mark.usefixtures("poisoned_allocations")
+
+
+def _excitation(inputs: Inputs):
+    """z and g as the forward operator saves them."""
+    acc = torch.promote_types(inputs.x.dtype, torch.float32)
+    found = results(inputs, acc)
+    return found["z"], found["g"]
+
+
+def _squeeze_excite_backward(inputs):
+    z, g = _excitation(inputs)
+    return (inputs.dy, inputs.x, z, g, *inputs.block[1:])
+
+
+# Arguments from inputs, and the names of the results in reference.results.
+OPERATORS = {
+    "squeeze": (lambda i: (i.x,), ("z",)),
+    "rescale": (lambda i: (i.x, _excitation(i)[1]), ("y",)),
+    "rescale_backward": (lambda i: (i.dy, i.x, _excitation(i)[1]), ("dy_times_g", "dg")),
+    "squeeze_excite": (lambda i: i.block, ("y", "z", "g")),
+    "squeeze_excite_backward": (_squeeze_excite_backward, ("dx", "dp1", "h", "dp2")),
+}
+LIKE_X = ("y", "dx", "dy_times_g")
+
+CHANNELS_LAST_SHAPES = {name: case for name, case in SHAPES.items() if len(case[0]) > 3}
+
+each_operator = pytest.mark.parametrize("operator", OPERATORS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+each_layout = pytest.mark.parametrize("case", LAYOUT_CASES.values(), ids=LAYOUT_CASES)
+
+
+def call(operator: str, arguments) -> dict[str, torch.Tensor]:
+    found = getattr(torch.ops.se_fused, operator)(*arguments)
+    return dict(zip(OPERATORS[operator][1], found if isinstance(found, tuple) else (found,)))
+
+
+def run_and_check(operator: str, inputs: Inputs):
+    arguments = OPERATORS[operator][0](inputs)
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    before = [t.clone() for t in tensors]
+    found = call(operator, arguments)
+    acc = torch.promote_types(inputs.x.dtype, torch.float32)
+    storages = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+    for name, result in found.items():
+        assert result.dtype == (inputs.x.dtype if name in LIKE_X else acc), name
+        assert result.untyped_storage().data_ptr() not in storages, f"{name} aliases an input"
+    for tensor, copy in zip(tensors, before):
+        assert torch.equal(tensor, copy), "an input was changed"
+    check(found, inputs)
+    return found
+
+
+@each_operator
+@each_dtype
+@each_layout
+def test_values_in_every_layout(place, operator, dtype, case):
+    layout, shape = case
+    inputs = make_inputs(shape, 3, place.device, dtype, layout=layout)
+    found = run_and_check(operator, inputs)
+    for name in set(LIKE_X) & found.keys():
+        result = found[name]
+        if layout in DENSE:
+            assert result.stride() == inputs.x.stride(), "the result must keep x's layout"
+        channels_last = layout == "sliced-channels-last"
+        expected = LAYOUTS["channels-last" if channels_last else "contiguous"](result)
+        if layout not in DENSE:
+            assert result.stride() == expected.stride()
+
+
+@each_operator
+@pytest.mark.parametrize("shape, hidden", SHAPES.values(), ids=SHAPES)
+def test_values_in_every_shape(place, operator, shape, hidden):
+    run_and_check(operator, make_inputs(shape, hidden, place.device))
+
+
+@each_operator
+@pytest.mark.parametrize("shape, hidden", CHANNELS_LAST_SHAPES.values(), ids=CHANNELS_LAST_SHAPES)
+def test_values_in_every_shape_channels_last_bf16(place, operator, shape, hidden):
+    inputs = make_inputs(shape, hidden, place.device, torch.bfloat16, layout="channels-last")
+    run_and_check(operator, inputs)
+
+
+@pytest.mark.parametrize("operator", ["squeeze_excite", "squeeze_excite_backward"])
+@pytest.mark.parametrize("dtype", REDUCED.values(), ids=REDUCED)
+@pytest.mark.parametrize("layout", DENSE)
+@pytest.mark.parametrize("biases", [True, False], ids=["biases", "no-biases"])
+def test_float32_weights_beside_16_bit_map(place, operator, dtype, layout, biases):
+    run_and_check(
+        operator,
+        make_inputs((3, 20, 5, 7), 6, place.device, dtype, weight_dtype=torch.float32,
+                    layout=layout, biases=biases),
+    )
+
+
+@pytest.mark.parametrize("operator", ["rescale_backward", "squeeze_excite_backward"])
+@pytest.mark.parametrize("x_layout", DENSE)
+@pytest.mark.parametrize("dy_layout", ["contiguous", "channels-last", "strided", "expanded",
+                                       "expanded-samples"])
+def test_output_gradient_in_another_layout(place, operator, x_layout, dy_layout):
+    inputs = make_inputs((3, 20, 5, 7), 3, place.device, layout=x_layout)
+    if dy_layout == "expanded":
+        dy = torch.full((), 0.75, device=place.device).expand(inputs.x.shape)
+    elif dy_layout == "expanded-samples":
+        dy = inputs.dy[:1].expand(inputs.x.shape)
+    else:
+        dy = LAYOUTS[dy_layout](inputs.dy.contiguous())
+    found = run_and_check(operator, inputs._replace(dy=dy))
+    assert found[OPERATORS[operator][1][0]].stride() == inputs.x.stride()
+
+
+def within_nan(t: torch.Tensor, offset: int):
+    """The same dense tensor as a view into the middle of a buffer of NaN; and that buffer."""
+    buffer = t.new_full((t.numel() + 2 * offset + 64,), float("nan"))
+    return buffer.as_strided(t.size(), t.stride(), offset).copy_(t), buffer
+
+
+@each_operator
+@each_dtype
+@pytest.mark.parametrize("layout", DENSE)
+@pytest.mark.parametrize("offset", [64, 3], ids=["aligned", "unaligned"])
+def test_nothing_around_the_inputs_is_read_or_written(place, operator, dtype, layout, offset):
+    inputs = make_inputs((2, 17, 7, 7), 3, place.device, dtype, layout=layout)
+    arguments = OPERATORS[operator][0](inputs)
+    guarded, buffers = [], []
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            argument, buffer = within_nan(argument, offset)
+            buffers.append(buffer)
+        guarded.append(argument)
+    before = [buffer.clone() for buffer in buffers]
+    check(call(operator, guarded), inputs)
+    for buffer, copy in zip(buffers, before):
+        assert torch.equal(buffer.view(torch.uint8), copy.view(torch.uint8))
+
+
+@each_operator
+@pytest.mark.parametrize("layout", DENSE)
+def test_results_repeat_bitwise(place, operator, layout):
+    inputs = make_inputs((5, 33, 7, 7), 8, place.device, layout=layout)
+    arguments = OPERATORS[operator][0](inputs)
+    first = call(operator, arguments)
+    for _ in range(3):
+        for name, result in call(operator, arguments).items():
+            assert torch.equal(result, first[name]), name
+
+
+SIGNATURES = {
+    "contiguous": dict(shape=(2, 5, 3, 4)),
+    "channels-last-bf16": dict(shape=(2, 5, 3, 4), layout="channels-last", dtype=torch.bfloat16),
+    "sliced-fp64": dict(shape=(2, 5, 3, 4), layout="sliced-channels", dtype=torch.float64),
+    "sliced-channels-last-fp16": dict(
+        shape=(2, 5, 3, 4), layout="sliced-channels-last", dtype=torch.float16
+    ),
+    "channels-last-3d": dict(shape=(2, 5, 3, 2, 4), layout="channels-last"),
+    "no-spatial-dims": dict(shape=(4, 5)),
+    "no-samples": dict(shape=(0, 5, 3, 4)),
+}
+each_signature = pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
+
+
+@each_operator
+@each_signature
+@pytest.mark.parametrize("device", ["meta", "fake-cuda"])
+def test_fake_results_agree_with_real_ones(place, operator, signature, device):
+    arguments = OPERATORS[operator][0](make_inputs(hidden=3, device=place.device, **signature))
+    with FakeTensorMode() if device == "fake-cuda" else nullcontext():
+        fake = [
+            torch.empty_strided(a.size(), a.stride(), dtype=a.dtype, device=device[-4:])
+            if isinstance(a, torch.Tensor)
+            else a
+            for a in arguments
+        ]
+        found = call(operator, fake)
+    for name, result in call(operator, arguments).items():
+        assert found[name].device.type == device[-4:]
+        expected = (result.shape, result.dtype, result.stride())
+        assert (found[name].shape, found[name].dtype, found[name].stride()) == expected, name
+
+
+@each_operator
+@pytest.mark.parametrize("biases", [True, False], ids=["biases", "no-biases"])
+@pytest.mark.parametrize("layout", DENSE)
+def test_opcheck(place, operator, layout, biases):
+    inputs = make_inputs((2, 5, 3, 4), 3, place.device, layout=layout, biases=biases)
+    # opcheck compares two calls exactly; NaN-filled scratch would be compared as well.
+    torch.use_deterministic_algorithms(False)
+    torch.library.opcheck(
+        getattr(torch.ops.se_fused, operator).default, OPERATORS[operator][0](inputs)
+    )

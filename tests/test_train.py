@@ -1,0 +1,159 @@
+"""benchmarks/train.py, run as users run it: what it writes, which data and models it takes."""
+
+import importlib.util
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHORT = ("--device", "cpu", "--epochs", "1", "--steps", "2", "--batch-size", "4")
+
+
+def needs(package):
+    return pytest.mark.skipif(
+        importlib.util.find_spec(package) is None, reason=f"{package} is not installed"
+    )
+
+
+def train(*arguments, launcher=(sys.executable,)):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [*launcher, str(ROOT / "benchmarks" / "train.py"), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def result_of(out, *arguments, **options):
+    finished = train(*SHORT, "--out", out, *arguments, **options)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout, json.loads((out / "train.json").read_text())
+
+
+def assert_sound(result, steps):
+    """Both runs trained, from the same start, and everything that is compared was measured."""
+    for run in result["runs"].values():
+        assert len(run["losses"]) == steps
+        assert all(math.isfinite(loss) and loss > 0 for loss in run["losses"])
+        assert run["images_per_second"] > 0
+        assert run["se_ms_per_step"] > 0
+        assert run["peak_memory_bytes"] > 0
+        assert 0 <= run["test_accuracy"] <= 1
+    assert result["largest_loss_difference"] < 1e-4
+
+
+@needs("sklearn")
+def test_default_network_on_digits(tmp_path):
+    stdout, result = result_of(tmp_path)
+    assert_sound(result, steps=2)
+    eager, fused = result["runs"]["eager"], result["runs"]["fused"]
+    assert eager["losses"][0] == pytest.approx(fused["losses"][0], abs=1e-5)
+    assert eager["losses"][0] != eager["losses"][1]
+    blocks = result["se_blocks"]
+    assert [block["shape"] for block in blocks] == (
+        [[4, 16, 32, 32]] * 3 + [[4, 32, 16, 16]] * 3 + [[4, 64, 8, 8]] * 3
+    )
+    for name in ("eager", "fused"):
+        total = sum(block[f"{name}_ms"] for block in blocks)
+        assert result["runs"][name]["se_ms_per_step"] == pytest.approx(total)
+    assert result["se_time_ratio"] == pytest.approx(
+        eager["se_ms_per_step"] / fused["se_ms_per_step"]
+    )
+    for label in ("images/s", "inside the SE blocks", "peak memory", "test accuracy"):
+        assert label in stdout
+    if importlib.util.find_spec("matplotlib"):
+        assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
+    else:
+        assert "Plot: skipped" in stdout
+
+
+@needs("sklearn")
+@needs("timm")
+def test_timm_model_autocast_channels_last(tmp_path):
+    _, result = result_of(
+        tmp_path, "--model", "mobilenetv3_small_050", "--amp", "bf16", "--channels-last"
+    )
+    assert len(result["se_blocks"]) == 9
+    for run in result["runs"].values():
+        assert all(map(math.isfinite, run["losses"]))
+    assert result["first_loss_difference"] < 0.05
+
+
+def test_cifar10_folder(tmp_path):
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        pixels = random.integers(0, 256, (4, 3072), dtype=np.uint8)
+        batch = {b"data": pixels, b"labels": random.integers(0, 10, 4).tolist()}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    stdout, result = result_of(tmp_path, "--data", f"cifar10:{tmp_path / 'data'}")
+    assert_sound(result, steps=2)
+    assert "20 training and 4 test images" in stdout
+
+
+@needs("torchvision")
+def test_imagefolder_with_torchvision_model(tmp_path):
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for i in range(4):
+                pixels = random.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    stdout, result = result_of(
+        tmp_path,
+        *("--data", f"imagefolder:{tmp_path / 'data'}", "--image-size", "64"),
+        *("--model", "regnet_y_400mf", "--lr", "1e-4"),
+    )
+    assert_sound(result, steps=2)
+    assert "8 training and 8 test images" in stdout
+    assert len(result["se_blocks"]) == 16
+
+
+@needs("sklearn")
+def test_two_processes_under_torchrun(tmp_path):
+    module = "torch.distributed.run"
+    launcher = (sys.executable, "-m", module, "--standalone", "--nproc-per-node", "2")
+    stdout, result = result_of(tmp_path, launcher=launcher)
+    assert_sound(result, steps=2)
+    assert result["processes"] == 2
+    assert stdout.count("inside the SE blocks") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        pytest.param(("--data", "cifar10:/no/such/folder"), "/no/such/folder", id="wrong-path"),
+        pytest.param(("--data", f"cifar10:{ROOT}"), "data_batch_1", id="no-cifar10-there"),
+        pytest.param(("--data", "mnist"), "mnist", id="unknown-data"),
+        pytest.param(("--device", "abacus"), "abacus", id="unknown-device"),
+        pytest.param(("--epochs", "0"), "--epochs", id="no-epochs"),
+        pytest.param(
+            ("--model", "resnet9000"), "resnet9000", id="unknown-model", marks=needs("sklearn")
+        ),
+        pytest.param(
+            ("--model", "resnet18"),
+            "no SE block",
+            id="model-without-se",
+            marks=[needs("sklearn"), needs("torchvision")],
+        ),
+    ],
+)
+def test_request_that_cannot_be_run_is_one_line(tmp_path, arguments, complaint):
+    finished = train(*SHORT, "--out", tmp_path, *arguments)
+    assert finished.returncode == 2
+    assert len(finished.stderr.strip().splitlines()) == 1, finished.stderr
+    assert complaint in finished.stderr
