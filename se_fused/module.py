@@ -36,7 +36,8 @@ class FusedSE(nn.Module):
         norm_layer: normalisation of the hidden units, called with R.
 
     Shapes: x ``[N, C]`` to ``[N, C, D, H, W]`` to the same shape, dtype and layout. dtypes:
-    float64, float32, bfloat16, float16; parameters may stay float32 beside a 16-bit x, as under autocast.
+    float64, float32, bfloat16, float16; parameters may stay float32 beside a 16-bit x, as under
+    autocast.
 
     The whole block runs as one operator where its layers are those of the formula. With a norm,
     ``add_maxpool``, other activation modules, or hooks or parametrizations on a layer, it runs as
