@@ -28,19 +28,19 @@ inline void dot_tile(
     for (int j = 0; j < J; ++j) out[s * outputs + j] = dots[s * J + j] + (bias ? bias[j] : A(0));
 }
 
-// out [B, J] = a [B, K] · w [J, K]ᵀ + bias
+// Outputs [begin, end) of out [B, J] = a [B, K] · w [J, K]ᵀ + bias
 template <class A>
 inline void multiply_transposed(
     const A* a, const A* w, const A* bias, int64_t samples, int64_t depth, int64_t outputs,
-    A* out) {
+    A* out, int64_t begin, int64_t end) {
   const auto rows = [&](auto tile_samples, int64_t b) {
     constexpr int S = decltype(tile_samples)::value;
     const A* from = a + b * depth;
     A* to = out + b * outputs;
-    int64_t j = 0;
-    for (; j + 4 <= outputs; j += 4)
+    int64_t j = begin;
+    for (; j + 4 <= end; j += 4)
       dot_tile<S, 4>(from, w + j * depth, bias ? bias + j : nullptr, depth, outputs, to + j);
-    for (; j < outputs; ++j)
+    for (; j < end; ++j)
       dot_tile<S, 1>(from, w + j * depth, bias ? bias + j : nullptr, depth, outputs, to + j);
   };
   int64_t b = 0;
@@ -74,20 +74,21 @@ inline void axpy_tile(
     }
 }
 
-// out [B, J] = a [B, K] · w [K, J]
+// Outputs [begin, end) of out [B, J] = a [B, K] · w [K, J]
 template <class A>
 inline void multiply(
-    const A* a, const A* w, int64_t samples, int64_t depth, int64_t outputs, A* out) {
+    const A* a, const A* w, int64_t samples, int64_t depth, int64_t outputs, A* out, int64_t begin,
+    int64_t end) {
   constexpr int64_t width = lanes<A>;
   const auto rows = [&](auto tile_samples, int64_t b) {
     constexpr int S = decltype(tile_samples)::value;
     const A* from = a + b * depth;
     A* to = out + b * outputs;
-    int64_t j = 0;
-    for (; j + 4 * width <= outputs; j += 4 * width)
+    int64_t j = begin;
+    for (; j + 4 * width <= end; j += 4 * width)
       axpy_tile<S, 4>(from, w + j, depth, outputs, width, to + j);
-    for (; j < outputs; j += width) {
-      const int64_t last = outputs - j < width ? outputs - j : width;
+    for (; j < end; j += width) {
+      const int64_t last = end - j < width ? end - j : width;
       axpy_tile<S, 1>(from, w + j, depth, outputs, last, to + j);
     }
   };
@@ -121,33 +122,54 @@ inline void with_gate(Gate gate, Body body) {
 }
 
 template <class A>
-void excite(const Excitation<A>& e, int64_t samples, const A* z, A* h, A* g) {
-  multiply_transposed(z, e.w1, e.b1, samples, e.channels, e.hidden, h);
+void hidden(
+    const Excitation<A>& e, int64_t samples, const A* z, A* h, int64_t begin, int64_t end) {
+  multiply_transposed(z, e.w1, e.b1, samples, e.channels, e.hidden, h, begin, end);
   with_act<A>(e.act, [&](auto act) {
-    for (int64_t i = 0; i < samples * e.hidden; ++i) h[i] = apply(decltype(act)::value, h[i]);
-  });
-  multiply_transposed(h, e.w2, e.b2, samples, e.hidden, e.channels, g);
-  with_gate<A>(e.gate, [&](auto gate) {
-    for (int64_t i = 0; i < samples * e.channels; ++i) g[i] = apply(decltype(gate)::value, g[i]);
+    for (int64_t b = 0; b < samples; ++b, h += e.hidden)
+      for (int64_t r = begin; r < end; ++r) h[r] = apply(decltype(act)::value, h[r]);
   });
 }
 
 template <class A>
-void excite_backward(
-    const Excitation<A>& e, int64_t samples, const A* dg, const A* z, const A* g, A* dp1, A* h,
-    A* dp2, A* dz) {
+void gates(
+    const Excitation<A>& e, int64_t samples, const A* h, A* g, int64_t begin, int64_t end) {
+  multiply_transposed(h, e.w2, e.b2, samples, e.hidden, e.channels, g, begin, end);
   with_gate<A>(e.gate, [&](auto gate) {
-    for (int64_t i = 0; i < samples * e.channels; ++i)
-      dp2[i] = dg[i] * derivative(decltype(gate)::value, g[i]);
+    for (int64_t b = 0; b < samples; ++b, g += e.channels)
+      for (int64_t c = begin; c < end; ++c) g[c] = apply(decltype(gate)::value, g[c]);
   });
-  multiply_transposed(z, e.w1, e.b1, samples, e.channels, e.hidden, h);
-  multiply(dp2, e.w2, samples, e.channels, e.hidden, dp1);
+}
+
+template <class A>
+void gate_inputs(
+    const Excitation<A>& e, int64_t samples, const A* dg, const A* g, A* dp2, int64_t begin,
+    int64_t end) {
+  with_gate<A>(e.gate, [&](auto gate) {
+    for (int64_t b = 0; b < samples; ++b, dg += e.channels, g += e.channels, dp2 += e.channels)
+      for (int64_t c = begin; c < end; ++c)
+        dp2[c] = dg[c] * derivative(decltype(gate)::value, g[c]);
+  });
+}
+
+template <class A>
+void hidden_inputs(
+    const Excitation<A>& e, int64_t samples, const A* z, const A* dp2, A* h, A* dp1, int64_t begin,
+    int64_t end) {
+  multiply_transposed(z, e.w1, e.b1, samples, e.channels, e.hidden, h, begin, end);
+  multiply(dp2, e.w2, samples, e.channels, e.hidden, dp1, begin, end);
   with_act<A>(e.act, [&](auto act) {
-    for (int64_t i = 0; i < samples * e.hidden; ++i) {
-      const A p1 = h[i];
-      dp1[i] *= derivative(decltype(act)::value, p1);
-      h[i] = apply(decltype(act)::value, p1);
-    }
+    for (int64_t b = 0; b < samples; ++b, h += e.hidden, dp1 += e.hidden)
+      for (int64_t r = begin; r < end; ++r) {
+        const A p1 = h[r];
+        dp1[r] *= derivative(decltype(act)::value, p1);
+        h[r] = apply(decltype(act)::value, p1);
+      }
   });
-  multiply(dp1, e.w1, samples, e.hidden, e.channels, dz);
+}
+
+template <class A>
+void squeezed(
+    const Excitation<A>& e, int64_t samples, const A* dp1, A* dz, int64_t begin, int64_t end) {
+  multiply(dp1, e.w1, samples, e.hidden, e.channels, dz, begin, end);
 }

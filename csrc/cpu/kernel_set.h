@@ -29,10 +29,12 @@ void widen_all(const T* from, acc_t<T>* to, int64_t count) {
 
 template <class T>
 const Kernels<T>& table() {
+  using A = acc_t<T>;
   static constexpr Kernels<T> kernels = {
-      row_sums<T>,  column_sums<T>,   row_dots<T>,      column_dots<T>,
-      row_scale<T>, column_scale<T>,  row_scale_add<T>, column_scale_add<T>,
-      widen_all<T>, excite<acc_t<T>>, excite_backward<acc_t<T>>,
+      row_sums<T>,  column_sums<T>,  row_dots<T>,      column_dots<T>,
+      row_scale<T>, column_scale<T>, row_scale_add<T>, column_scale_add<T>,
+      widen_all<T>, hidden<A>,       gates<A>,         gate_inputs<A>,
+      hidden_inputs<A>, squeezed<A>,
   };
   return kernels;
 }

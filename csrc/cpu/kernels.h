@@ -54,12 +54,22 @@ struct Kernels {
 
   void (*widen)(const T* from, A* to, int64_t count);
 
-  // For a group of samples: z [B, C] → g [B, C]; h [B, R] is scratch.
-  void (*excite)(const Excitation<A>&, int64_t samples, const A* z, A* h, A* g);
-  // For a group of samples: dg, z, g [B, C] → dp1, h [B, R], dp2, dz [B, C].
-  void (*excite_backward)(
-      const Excitation<A>&, int64_t samples, const A* dg, const A* z, const A* g, A* dp1, A* h,
-      A* dp2, A* dz);
+  // The excitation of B samples, for the outputs [begin, end) of each product; z, g, dg, dp2 and dz
+  // are [B, C], h and dp1 [B, R].
+  using Layer = void (*)(
+      const Excitation<A>&, int64_t samples, const A* in, A* out, int64_t begin, int64_t end);
+  Layer hidden;  // z → h = act(z W1ᵀ + b1)
+  Layer gates;   // h → g = gate(h W2ᵀ + b2)
+
+  // dg, g → dp2 = dg · gate'
+  void (*gate_inputs)(
+      const Excitation<A>&, int64_t samples, const A* dg, const A* g, A* dp2, int64_t begin,
+      int64_t end);
+  // z, dp2 → h, again, and dp1 = (dp2 W2) · act'
+  void (*hidden_inputs)(
+      const Excitation<A>&, int64_t samples, const A* z, const A* dp2, A* h, A* dp1, int64_t begin,
+      int64_t end);
+  Layer squeezed;  // dp1 → dz = dp1 W1
 };
 
 // The kernels for this machine, or for the set that SE_FUSED_CPU_CAPABILITY names.
