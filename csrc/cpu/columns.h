@@ -62,17 +62,30 @@ inline void sum_columns(int64_t rows, int64_t cols, A* out, Term term) {
 
 // out = value(read, read_column) over the matrix: `read` reads the map, `read_column` the per-channel
 // values, which were repeated to fill a folded row.
-template <class T, class Value>
+template <bool past_caches, class T, class Value>
 inline void write_columns(T* out, int64_t rows, int64_t cols, int64_t fold, Value value) {
   constexpr int64_t width = lanes<acc_t<T>>;
   const int64_t length = fold * cols, elements = rows * cols;
   for (int64_t start = 0; start < elements; start += length) {
     const int64_t count = elements - start < length ? elements - start : length;
     int64_t i = 0;
-    for (; i + width <= count; i += width) store(out + start + i, value(At{start + i}, At{i}));
+    for (; i + width <= count; i += width)
+      put<past_caches>(out + start + i, value(At{start + i}, At{i}));
     if (i < count)
       store_part(
           out + start + i, value(PartAt{start + i, count - i}, PartAt{i, count - i}), count - i);
+  }
+}
+
+// The same, past the caches if that is wanted and every vector of the rows is aligned for it.
+template <class T, class Value>
+inline void write_columns(
+    T* out, int64_t rows, int64_t cols, int64_t fold, bool past_caches, Value value) {
+  if (past_caches && streamable(out) && fold * cols % lanes<acc_t<T>> == 0) {
+    write_columns<true>(out, rows, cols, fold, value);
+    finish_streaming();
+  } else {
+    write_columns<false>(out, rows, cols, fold, value);
   }
 }
 
@@ -96,25 +109,27 @@ void column_dots(const T* dy, const T* x, int64_t rows, int64_t cols, acc_t<T>* 
 }
 
 template <class T>
-void column_scale(const T* x, const acc_t<T>* g, T* y, int64_t rows, int64_t cols) {
+void column_scale(
+    const T* x, const acc_t<T>* g, T* y, int64_t rows, int64_t cols, bool past_caches) {
   using A = acc_t<T>;
   const int64_t fold = rows_to_fold(cols, lanes<A>);
   A buffer[strip];
   const A* gate = repeat(g, cols, fold, buffer);
-  write_columns(y, rows, cols, fold, [=](auto read, auto read_column) {
+  write_columns(y, rows, cols, fold, past_caches, [=](auto read, auto read_column) {
     return read(x) * read_column(gate);
   });
 }
 
 template <class T>
 void column_scale_add(
-    const T* dy, const acc_t<T>* g, const acc_t<T>* shift, T* dx, int64_t rows, int64_t cols) {
+    const T* dy, const acc_t<T>* g, const acc_t<T>* shift, T* dx, int64_t rows, int64_t cols,
+    bool past_caches) {
   using A = acc_t<T>;
   const int64_t fold = rows_to_fold(cols, lanes<A>);
   A gates[strip], shifts[strip];
   const A* gate = repeat(g, cols, fold, gates);
   const A* add = repeat(shift, cols, fold, shifts);
-  write_columns(dx, rows, cols, fold, [=](auto read, auto read_column) {
+  write_columns(dx, rows, cols, fold, past_caches, [=](auto read, auto read_column) {
     return read(dy) * read_column(gate) + read_column(add);
   });
 }

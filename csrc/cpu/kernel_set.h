@@ -22,7 +22,7 @@ struct Constant {
 
 template <class T>
 void widen_all(const T* from, acc_t<T>* to, int64_t count) {
-  write_row(to, count, [=](auto read) { return read(from); });
+  write_row<false>(to, count, [=](auto read) { return read(from); });
 }
 
 }  // namespace

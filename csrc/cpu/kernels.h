@@ -43,13 +43,14 @@ struct Kernels {
   using A = acc_t<T>;
   using Sums = void (*)(const T* x, int64_t rows, int64_t cols, A* out);
   using Dots = void (*)(const T* dy, const T* x, int64_t rows, int64_t cols, A* out);
-  using Scale = void (*)(const T* x, const A* g, T* y, int64_t rows, int64_t cols);
-  using ScaleAdd =
-      void (*)(const T* dy, const A* g, const A* shift, T* dx, int64_t rows, int64_t cols);
+  using Scale =
+      void (*)(const T* x, const A* g, T* y, int64_t rows, int64_t cols, bool past_caches);
+  using ScaleAdd = void (*)(
+      const T* dy, const A* g, const A* shift, T* dx, int64_t rows, int64_t cols, bool past_caches);
 
-  Sums row_sums, column_sums;             // out = Σ x
-  Dots row_dots, column_dots;             // out = Σ dy · x
-  Scale row_scale, column_scale;          // y = x · g
+  Sums row_sums, column_sums;                // out = Σ x
+  Dots row_dots, column_dots;                // out = Σ dy · x
+  Scale row_scale, column_scale;             // y = x · g
   ScaleAdd row_scale_add, column_scale_add;  // dx = dy · g + shift
 
   void (*widen)(const T* from, A* to, int64_t count);

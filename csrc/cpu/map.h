@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "kernels.h"
+#include "memory.h"
 
 namespace se_fused::cpu {
 
@@ -51,14 +52,16 @@ void dots(const Shape& s, const T* dy, const T* x, acc_t<T>* out) {
 template <class T>
 void scale(const Shape& s, const T* x, const acc_t<T>* g, T* y) {
   const Kernels<T>& k = kernels<T>();
-  s.channels_last ? k.column_scale(x, g, y, s.positions, s.channels)
-                  : k.row_scale(x, g, y, s.channels, s.positions);
+  const bool past = past_caches(s.size() * static_cast<int64_t>(sizeof(T)));
+  s.channels_last ? k.column_scale(x, g, y, s.positions, s.channels, past)
+                  : k.row_scale(x, g, y, s.channels, s.positions, past);
 }
 template <class T>
 void scale_add(const Shape& s, const T* dy, const acc_t<T>* g, const acc_t<T>* shift, T* dx) {
   const Kernels<T>& k = kernels<T>();
-  s.channels_last ? k.column_scale_add(dy, g, shift, dx, s.positions, s.channels)
-                  : k.row_scale_add(dy, g, shift, dx, s.channels, s.positions);
+  const bool past = past_caches(s.size() * static_cast<int64_t>(sizeof(T)));
+  s.channels_last ? k.column_scale_add(dy, g, shift, dx, s.positions, s.channels, past)
+                  : k.row_scale_add(dy, g, shift, dx, s.channels, s.positions, past);
 }
 
 // Work on the whole map with threads inside samples, for few samples.

@@ -1,4 +1,5 @@
-// Memory of large outputs: huge pages, so that a fresh output costs few page faults.
+// Memory of large outputs: huge pages, so that a fresh one costs few page faults, and stores past
+// the caches where it would not stay in them.
 #pragma once
 
 #include <cstdint>
@@ -28,5 +29,10 @@ inline void advise_huge_pages(void* data, int64_t bytes) {
   (void)data, (void)bytes;
 #endif
 }
+
+// Whether an output is too large for a last-level cache as it usually is. Nothing of it would be left
+// there for the next reader, and a store past the caches spares the read of the line it overwrites.
+// (What the system reports is no use: virtual machines name the cache of a whole socket.)
+inline bool past_caches(int64_t bytes) { return bytes > int64_t(16) << 20; }
 
 }  // namespace se_fused::cpu

@@ -50,19 +50,33 @@ inline void sum_rows(int64_t rows, int64_t cols, acc_t<T>* out, Term term) {
 }
 
 // out = value(read) over a row.
-template <class T, class Value>
+template <bool past_caches, class T, class Value>
 inline void write_row(T* out, int64_t cols, Value value) {
   constexpr int64_t width = lanes<acc_t<T>>;
   int64_t i = 0;
   if constexpr (std::is_same_v<T, bf16>) {
     for (; i + 2 * width <= cols; i += 2 * width)
-      store_even_odd(out + i, value(EvenAt{i}), value(OddAt{i}));
+      put_even_odd<past_caches>(out + i, value(EvenAt{i}), value(OddAt{i}));
   } else {
     for (; i + 4 * width <= cols; i += 4 * width)
-      for (int64_t k = 0; k < 4; ++k) store(out + i + k * width, value(At{i + k * width}));
+      for (int64_t k = 0; k < 4; ++k)
+        put<past_caches>(out + i + k * width, value(At{i + k * width}));
   }
   for (; i + width <= cols; i += width) store(out + i, value(At{i}));
   if (i < cols) store_part(out + i, value(PartAt{i, cols - i}), cols - i);
+}
+
+// write(row, past) for every row; past the caches if that is wanted and no row shares a cache line
+// with the next: lines written in part by each kind of store are slower than either.
+template <class T, class Write>
+inline void write_rows(const T* out, int64_t rows, int64_t cols, bool past_caches, Write write) {
+  constexpr uintptr_t line = 64;
+  if (past_caches && reinterpret_cast<uintptr_t>(out) % line == 0 && cols * sizeof(T) % line == 0) {
+    for (int64_t row = 0; row < rows; ++row) write(row, Constant<bool, true>{});
+    finish_streaming();
+  } else {
+    for (int64_t row = 0; row < rows; ++row) write(row, Constant<bool, false>{});
+  }
 }
 
 template <class T>
@@ -80,16 +94,23 @@ void row_dots(const T* dy, const T* x, int64_t rows, int64_t cols, acc_t<T>* out
 }
 
 template <class T>
-void row_scale(const T* x, const acc_t<T>* g, T* y, int64_t rows, int64_t cols) {
-  for (int64_t row = 0; row < rows; ++row, x += cols, y += cols)
-    write_row(y, cols, [x, gate = broadcast(g[row])](auto read) { return read(x) * gate; });
+void row_scale(
+    const T* x, const acc_t<T>* g, T* y, int64_t rows, int64_t cols, bool past_caches) {
+  write_rows(y, rows, cols, past_caches, [=](int64_t row, auto past) {
+    const auto gate = broadcast(g[row]);
+    write_row<decltype(past)::value>(
+        y + row * cols, cols, [gate, p = x + row * cols](auto read) { return read(p) * gate; });
+  });
 }
 
 template <class T>
 void row_scale_add(
-    const T* dy, const acc_t<T>* g, const acc_t<T>* shift, T* dx, int64_t rows, int64_t cols) {
-  for (int64_t row = 0; row < rows; ++row, dy += cols, dx += cols)
-    write_row(dx, cols, [dy, gate = broadcast(g[row]), add = broadcast(shift[row])](auto read) {
-      return read(dy) * gate + add;
-    });
+    const T* dy, const acc_t<T>* g, const acc_t<T>* shift, T* dx, int64_t rows, int64_t cols,
+    bool past_caches) {
+  write_rows(dx, rows, cols, past_caches, [=](int64_t row, auto past) {
+    const auto gate = broadcast(g[row]), add = broadcast(shift[row]);
+    write_row<decltype(past)::value>(
+        dx + row * cols, cols,
+        [gate, add, p = dy + row * cols](auto read) { return read(p) * gate + add; });
+  });
 }

@@ -105,6 +105,44 @@ inline Vec<float> load(const fp16* p) { return load_half(p); }
 inline void store(bf16* p, Vec<float> v) { store_half(p, v); }
 inline void store(fp16* p, Vec<float> v) { store_half(p, v); }
 
+// Stores past the caches, for outputs that would not stay in them; p is aligned to what is stored.
+#if SE_FUSED_VECTOR_BYTES == 64
+inline void stream(float* p, Vec<float> v) { _mm512_stream_ps(p, (__m512)v); }
+inline void stream(double* p, Vec<double> v) { _mm512_stream_pd(p, (__m512d)v); }
+inline void stream_half(void* p, Bits16 v) { _mm256_stream_si256((__m256i*)p, (__m256i)v); }
+#elif SE_FUSED_VECTOR_BYTES == 32
+inline void stream(float* p, Vec<float> v) { _mm256_stream_ps(p, (__m256)v); }
+inline void stream(double* p, Vec<double> v) { _mm256_stream_pd(p, (__m256d)v); }
+inline void stream_half(void* p, Bits16 v) { _mm_stream_si128((__m128i*)p, (__m128i)v); }
+#else
+inline void stream(float* p, Vec<float> v) { store(p, v); }
+inline void stream(double* p, Vec<double> v) { store(p, v); }
+inline void stream_half(void* p, Bits16 v) { __builtin_memcpy(p, &v, sizeof v); }
+#endif
+inline void stream(bf16* p, Vec<float> v) { stream_half(p, encode(v, bf16{})); }
+inline void stream(fp16* p, Vec<float> v) { stream_half(p, encode(v, fp16{})); }
+
+// After streamed stores, before anybody else reads.
+inline void finish_streaming() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
+// Whether whole vectors at p, p + lanes, … can be streamed.
+template <class T>
+inline bool streamable(const T* p) {
+  return reinterpret_cast<uintptr_t>(p) % (lanes<acc_t<T>> * sizeof(T)) == 0;
+}
+
+template <bool past_caches, class T>
+inline void put(T* p, Vec<acc_t<T>> v) {
+  if constexpr (past_caches)
+    stream(p, v);
+  else
+    store(p, v);
+}
+
 // Loads and stores of the first `count` < lanes elements; the other lanes read as zero
 
 #if SE_FUSED_VECTOR_BYTES == 64
@@ -175,9 +213,10 @@ struct OddAt {
     return (Vec<float>)((Bits32)load(reinterpret_cast<const float*>(p + i)) & 0xffff0000);
   }
 };
-inline void store_even_odd(bf16* p, Vec<float> even, Vec<float> odd) {
+template <bool past_caches>
+inline void put_even_odd(bf16* p, Vec<float> even, Vec<float> odd) {
   const Bits32 both = (round_to_bf16(even) >> 16) | (round_to_bf16(odd) & 0xffff0000);
-  store(reinterpret_cast<float*>(p), (Vec<float>)both);
+  put<past_caches>(reinterpret_cast<float*>(p), (Vec<float>)both);
 }
 
 // Sums over lanes
