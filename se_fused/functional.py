@@ -214,10 +214,11 @@ def _check_tensor(t: Tensor, name: str, x: Tensor, shape: tuple):
     """t is [*shape, 1, 1, …], on x's device, of x's dtype or float32 beside a 16-bit x."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-    if t.shape != shape + (1,) * (t.dim() - len(shape)):
+    given = t.shape
+    if given != shape and given != shape + (1,) * (len(given) - len(shape)):
         raise ValueError(
             f"{name} must have shape {shape}, trailing dims of size 1 allowed, "
-            f"for x of shape {tuple(x.shape)}; got {tuple(t.shape)}"
+            f"for x of shape {tuple(x.shape)}; got {tuple(given)}"
         )
     if t.dtype != x.dtype and t.dtype != torch.promote_types(x.dtype, torch.float32):
         raise TypeError(

@@ -124,7 +124,7 @@ class FusedSE(nn.Module):
             return None
         if not (_is_plain(fc1) and _is_plain(fc2)):
             return None
-        if any(_has_hooks(layer) for layer in (fc1, act, fc2, gate)):
+        if _has_hooks(fc1) or _has_hooks(act) or _has_hooks(fc2) or _has_hooks(gate):
             return None
         return act_name, gate_name
 
@@ -150,7 +150,7 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _has_hooks(layer: nn.Module) -> bool:
-    return bool(
+    return (
         layer._forward_hooks
         or layer._forward_pre_hooks
         or layer._backward_hooks
