@@ -24,7 +24,7 @@ lint: .venv/ready
 .venv/ready: $(BUILD_INPUTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet "torch>=2.10"
+	$(BIN)/python -m pip install --quiet "torch>=2.10" numpy
 	SE_FUSED_NO_EXT=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,demo]" ruff
 	touch $@
 

@@ -11,7 +11,9 @@ from peak_memory import MEANING
 import se_fused.ops
 
 
-def summarise(args, runs, accuracies, peaks, block_times, steps, world_size) -> dict:
+def summarise(
+    args, runs, accuracies, peaks, block_times, steps, world_size, test_images
+) -> dict:
     """Everything observed, and the comparison. Ratios say how many times better fused is."""
     eager, fused = runs
     # The first epoch pays for start-up and compiling: it counts only where it is the only one.
@@ -33,6 +35,7 @@ def summarise(args, runs, accuracies, peaks, block_times, steps, world_size) -> 
         "threads": torch.get_num_threads(),
         "processes": world_size,
         "steps_per_epoch": steps,
+        "test_images": test_images,
         "peak_memory_meaning": MEANING,
         "runs": {
             run.name: {
@@ -59,6 +62,9 @@ def summarise(args, runs, accuracies, peaks, block_times, steps, world_size) -> 
 def table(result: dict) -> str:
     eager, fused = result["runs"]["eager"], result["runs"]["fused"]
     accuracy_gain = 100 * (fused["test_accuracy"] - eager["test_accuracy"])
+    # Of the difference of two such counts of right answers, as if they were drawn anew.
+    wrong = 1 - statistics.mean([eager["test_accuracy"], fused["test_accuracy"]])
+    deviation = 100 * math.sqrt(2 * wrong * (1 - wrong) / result["test_images"])
     slowest, fastest = result["speed_ratio_range"]
     rows = [
         ("", "eager", "fused", "fused against eager"),
@@ -71,7 +77,7 @@ def table(result: dict) -> str:
         _row("training loss, last epoch", eager, fused, "final_loss", "{:.4f}")
         + (f"{fused['final_loss'] - eager['final_loss']:+.4f}",),
         _row("test accuracy, %", eager, fused, "test_accuracy", "{:.2f}", 100)
-        + (f"{accuracy_gain:+.2f}",),
+        + (f"{accuracy_gain:+.2f} (chance alone: ± {deviation:.2f})",),
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [

@@ -90,7 +90,9 @@ def main():
     if rank == 0:
         peaks = [peak_memory(run, example) for run in runs]
         block_times = se_block_times(*runs, names, example, args.compile)
-        result = summarise(args, runs, accuracies, peaks, block_times, steps, world_size)
+        result = summarise(
+            args, runs, accuracies, peaks, block_times, steps, world_size, len(images.test)
+        )
         print(table(result))
         write_json(result, args.out / "train.json")
         draw(result, args.out / "train.png")

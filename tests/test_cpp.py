@@ -1,0 +1,204 @@
+"""The C++ backend on the CPU: instruction sets, threads, processes and memory."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from reference import check
+from shapes import make_inputs
+from test_functional import forward_backward
+from torch.utils.data import DataLoader, Dataset
+
+import se_fused
+from se_fused import ops
+
+CPU = torch.device("cpu")
+missing = ops.why_not("cpp", CPU)
+pytestmark = pytest.mark.skipif(
+    missing is not None,
+    reason=f"{missing}; SE_FUSED_REQUIRE=cpp makes the tests of every operator fail instead",
+)
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's thread count; the old one comes back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# Large enough that threads share the work: by samples, inside samples, and phase by phase.
+SPLITS = {
+    "by-sample": ((4, 32, 20, 20), 8),
+    "inside-samples": ((1, 64, 40, 40), 8),
+    "phase-by-phase": ((5, 300, 7, 7), 120),
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize(("shape", "hidden"), SPLITS.values(), ids=SPLITS)
+def test_every_split_among_threads(threads, shape, hidden, count, layout):
+    threads(count)
+    inputs = make_inputs(shape, hidden, "cpu", layout=layout)
+    with se_fused.backend("cpp"):
+        check(forward_backward(inputs), inputs)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_output_too_large_for_the_cache(dtype, layout):
+    inputs = make_inputs((2, 48, 304, 304), 4, "cpu", dtype, layout=layout)
+    assert inputs.x.nbytes > 16 << 20
+    with se_fused.backend("cpp"):
+        found = {"y": se_fused.squeeze_excite(*inputs.tensors, act="relu", gate="sigmoid")}
+        check(found, inputs)
+
+
+def test_one_thread_uses_one_thread(threads):
+    """Processor time equals wall time with one thread, on work that two would share."""
+    code = """
+import time, torch, se_fused
+torch.set_num_threads(1)
+x, se = torch.randn(16, 64, 56, 56), se_fused.FusedSE(64)
+with torch.no_grad(), se_fused.backend("cpp"):
+    se(x)
+    wall, processor = time.perf_counter(), time.process_time()
+    for _ in range(30):
+        se(x)
+    print((time.process_time() - processor) / (time.perf_counter() - wall))
+"""
+    run = python(code)
+    assert float(run.stdout) < 1.1, run.stderr
+
+
+class Gated(Dataset):
+    def __init__(self, x):
+        self.se, self.x = se_fused.FusedSE(16), x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        with torch.no_grad():
+            return self.se(self.x[index : index + 1])[0]
+
+
+def test_forked_worker_processes():
+    dataset = Gated(torch.randn(6, 16, 60, 60))
+    with se_fused.backend("cpp"), torch.no_grad():
+        expected = dataset.se(dataset.x)
+        loader = DataLoader(
+            dataset, batch_size=3, num_workers=2, multiprocessing_context="fork", timeout=60
+        )
+        found = torch.cat(list(loader))
+    torch.testing.assert_close(found, expected)
+
+
+def test_two_python_threads_at_once():
+    all_inputs = [make_inputs((4, 32, 20, 20), 8, "cpu") for _ in range(2)]
+    failures = []
+
+    def work(inputs):
+        try:
+            for _ in range(10):
+                check(forward_backward(inputs), inputs)
+        except AssertionError as error:
+            failures.append(error)
+
+    with se_fused.backend("cpp"):
+        workers = [threading.Thread(target=work, args=(inputs,)) for inputs in all_inputs]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(timeout=60)
+    assert not any(worker.is_alive() for worker in workers)
+    assert not failures, failures
+
+
+def capabilities():
+    """The instruction sets of this machine, best first, as the extension itself ranks them."""
+    known = ["avx512", "avx2", "baseline"]
+    return known if missing else known[known.index(ops.backends.load("cpp").cpu_capability()) :]
+
+
+COMPARE = """
+import torch, se_fused
+from se_fused.backends import cpp, eager
+torch.manual_seed(0)
+print(cpp.cpu_capability())
+for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(3, 37, 9, 9).to(dtype).contiguous(memory_format=memory_format)
+        w = [torch.randn(n) * 0.3 for n in ((5, 37), (5,), (37, 5), (37,))]
+        w = [t.to(torch.promote_types(dtype, torch.float32)) for t in w]
+        for found, expected in zip(cpp.squeeze_excite(x, *w, "silu", "sigmoid"),
+                                   eager.squeeze_excite(x, *w, "silu", "sigmoid")):
+            torch.testing.assert_close(found, expected)
+"""
+
+
+@pytest.mark.parametrize("capability", ["avx512", "avx2", "baseline"])
+def test_instruction_set_by_environment(capability):
+    run = python(COMPARE, SE_FUSED_CPU_CAPABILITY=capability)
+    if capability in capabilities():
+        assert run.stdout.split() == [capability], run.stderr
+    else:
+        assert "SE_FUSED_CPU_CAPABILITY must be" in run.stderr
+
+
+def test_unknown_instruction_set_is_named():
+    run = python(COMPARE, SE_FUSED_CPU_CAPABILITY="sse9")
+    assert run.returncode == 1
+    assert "SE_FUSED_CPU_CAPABILITY must be avx512, avx2 or baseline" in run.stderr
+    assert "sse9" in run.stderr
+
+
+PEAK = """
+import re, torch, se_fused
+
+def status(field):
+    return int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+def growth(call):
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from what is in use
+    before = status("VmRSS")
+    result = call()
+    return status("VmHWM") - before, result
+
+x = torch.randn(8, 64, 128, 128, requires_grad=True)
+dy = torch.randn_like(x)
+se = se_fused.FusedSE(64)
+se(x[:2]).backward(dy[:2])
+x.grad = None
+forward, y = growth(lambda: se(x))
+backward, _ = growth(lambda: torch.autograd.grad(y, [x, *se.parameters()], dy))
+print(x.nbytes, forward, backward)
+"""
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="peak memory is read from Linux's /proc; the same allocations are made elsewhere",
+)
+@pytest.mark.parametrize("huge_pages", ["0", "1"], ids=["small-pages", "huge-pages"])
+def test_memory_is_the_output_and_little_more(huge_pages):
+    """Beyond y, beyond dx: O(N·C), far below the 4 MB allowed; a copy of the map would be 32 MB."""
+    run = python(PEAK, SE_FUSED_BACKEND="cpp", SE_FUSED_HUGE_PAGES=huge_pages)
+    size, forward, backward = map(int, run.stdout.split())
+    assert size - (4 << 20) < forward < size + (4 << 20), run.stderr
+    assert size - (4 << 20) < backward < size + (4 << 20), run.stderr
