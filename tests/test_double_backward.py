@@ -34,7 +34,7 @@ def smooth_inputs(shape, hidden, device, act, gate, **options):
     for seed in range(1000):
         torch.manual_seed(seed)
         inputs = make_inputs(shape, hidden, device, torch.float64, act=act, gate=gate, **options)
-        bias = lambda b: 0 if b is None else b  # noqa: E731
+        bias = lambda b: 0 if b is None else b
         p1 = spatial_mean(inputs.x) @ inputs.w1.t() + bias(inputs.b1)
         p2 = ACTS[act](p1) @ inputs.w2.t() + bias(inputs.b2)
         distances = [(p - kink).abs().min() for p, f in ((p1, act), (p2, gate))

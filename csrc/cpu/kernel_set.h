@@ -6,6 +6,7 @@ namespace se_fused::cpu::SE_FUSED_CAPABILITY {
 namespace {
 
 #include "vector.h"
+#include "lanes.h"
 
 template <int N>
 struct Size {

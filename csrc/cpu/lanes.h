@@ -1,0 +1,53 @@
+// Sums over the lanes of vectors.
+// Included by kernel_set.h only, inside its target region and namespace.
+
+#if SE_FUSED_VECTOR_BYTES == 64
+inline float sum_lanes(Vec<float> v) { return _mm512_reduce_add_ps((__m512)v); }
+inline double sum_lanes(Vec<double> v) { return _mm512_reduce_add_pd((__m512d)v); }
+#else
+template <class V>
+inline auto sum_lanes(V v) {
+  auto total = v[0];
+  for (unsigned i = 1; i < sizeof(V) / sizeof(v[0]); ++i) total += v[i];
+  return total;
+}
+#endif
+
+template <class A>
+struct IndexOf;
+template <>
+struct IndexOf<float> {
+  using type __attribute__((vector_size(SE_FUSED_VECTOR_BYTES))) = int32_t;
+};
+template <>
+struct IndexOf<double> {
+  using type __attribute__((vector_size(SE_FUSED_VECTOR_BYTES))) = int64_t;
+};
+
+// Two vectors become one: lanes without the bit `step` are sums from the first, with it from the
+// second, each of a lane and its partner across that bit.
+template <int step, class A>
+inline Vec<A> add_across(Vec<A> a, Vec<A> b) {
+  constexpr int width = lanes<A>;
+  typename IndexOf<A>::type kept{}, crossed{};
+#pragma GCC unroll 16
+  for (int l = 0; l < width; ++l) {
+    kept[l] = l & step ? width + l : l;
+    crossed[l] = l & step ? width + (l ^ step) : l ^ step;
+  }
+  return __builtin_shuffle(a, b, kept) + __builtin_shuffle(a, b, crossed);
+}
+
+// One vector whose lane l is the sum over the lanes of v[l], from a full set of `lanes` vectors.
+template <class A, int count = lanes<A>>
+inline Vec<A> sum_lanes_of_each(const Vec<A>* v) {
+  if constexpr (count == 1) {
+    return v[0];
+  } else {
+    constexpr int step = lanes<A> / count;
+    Vec<A> half[count / 2];
+#pragma GCC unroll 16
+    for (int k = 0; k < count / 2; ++k) half[k] = add_across<step, A>(v[2 * k], v[2 * k + 1]);
+    return sum_lanes_of_each<A, count / 2>(half);
+  }
+}
