@@ -72,7 +72,7 @@ template <class T>
 void scale_map(const Shape& s, const T* x, const acc_t<T>* g, T* y) {
   const Kernels<T>& k = kernels<T>();
   const auto kernel = s.channels_last ? k.column_scale : k.row_scale;
-  const bool past = past_caches(s.size() * static_cast<int64_t>(sizeof(T)));
+  const bool past = past_caches(2 * s.bytes<T>());
   for_tiles(s, [&](int64_t at, int64_t gate, int64_t rows, int64_t cols) {
     kernel(x + at, g + gate, y + at, rows, cols, past);
   });
@@ -142,7 +142,7 @@ void block_backward(const Shape& s, const Excitation<acc_t<T>>& e, const Backwar
     });
     for (int64_t i = 0; i < s.samples * channels; ++i) share[i] /= positions;
     const auto kernel = s.channels_last ? k.column_scale_add : k.row_scale_add;
-    const bool past = past_caches(s.size() * static_cast<int64_t>(sizeof(T)));
+    const bool past = past_caches(3 * s.bytes<T>());
     return for_tiles(s, [&](int64_t at, int64_t gate, int64_t rows, int64_t cols) {
       kernel(b.dy + at, b.g + gate, share.get() + gate, b.dx + at, rows, cols, past);
     });

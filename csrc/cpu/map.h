@@ -17,6 +17,10 @@ struct Shape {
 
   int64_t sample_size() const { return channels * positions; }
   int64_t size() const { return samples * sample_size(); }
+  template <class T>
+  int64_t bytes() const {
+    return size() * static_cast<int64_t>(sizeof(T));
+  }
 };
 
 // Elements below which a second thread costs more than it brings.
@@ -52,14 +56,14 @@ void dots(const Shape& s, const T* dy, const T* x, acc_t<T>* out) {
 template <class T>
 void scale(const Shape& s, const T* x, const acc_t<T>* g, T* y) {
   const Kernels<T>& k = kernels<T>();
-  const bool past = past_caches(s.size() * static_cast<int64_t>(sizeof(T)));
+  const bool past = past_caches(2 * s.bytes<T>());
   s.channels_last ? k.column_scale(x, g, y, s.positions, s.channels, past)
                   : k.row_scale(x, g, y, s.channels, s.positions, past);
 }
 template <class T>
 void scale_add(const Shape& s, const T* dy, const acc_t<T>* g, const acc_t<T>* shift, T* dx) {
   const Kernels<T>& k = kernels<T>();
-  const bool past = past_caches(s.size() * static_cast<int64_t>(sizeof(T)));
+  const bool past = past_caches(3 * s.bytes<T>());
   s.channels_last ? k.column_scale_add(dy, g, shift, dx, s.positions, s.channels, past)
                   : k.row_scale_add(dy, g, shift, dx, s.channels, s.positions, past);
 }

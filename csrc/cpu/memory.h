@@ -30,9 +30,10 @@ inline void advise_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// Whether an output is too large for a last-level cache as it usually is. Nothing of it would be left
-// there for the next reader, and a store past the caches spares the read of the line it overwrites.
-// (What the system reports is no use: virtual machines name the cache of a whole socket.)
-inline bool past_caches(int64_t bytes) { return bytes > int64_t(16) << 20; }
+// Whether a pass that touches so much memory leaves nothing of its output in a last-level cache as it
+// usually is. No reader would find it there, and a store past the caches spares the read of the line
+// that it overwrites. (What the system reports is no use: virtual machines name the cache of a whole
+// socket.)
+inline bool past_caches(int64_t touched) { return touched > int64_t(64) << 20; }
 
 }  // namespace se_fused::cpu

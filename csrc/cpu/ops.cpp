@@ -95,7 +95,9 @@ class Parameter {
     }
     const T* narrow = read<T>(dense, count);
     widened_ = scratch<A>(count);
-    kernels<T>().widen(narrow, widened_.get(), count);
+    parallel(count, count, [&](int64_t begin, int64_t end) {
+      kernels<T>().widen(narrow + begin, widened_.get() + begin, end - begin);
+    });
     data_ = widened_.get();
   }
   const A* data() const { return data_; }
