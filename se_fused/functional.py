@@ -10,16 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from se_fused import ops
 from se_fused.activations import ACTS, GATES
 from se_fused.backends import eager
-from se_fused.ops import dense
-
-# Overloads, bound once: looking one up costs as much as a small kernel.
-_squeeze_excite = torch.ops.se_fused.squeeze_excite.default
-_squeeze_excite_backward = torch.ops.se_fused.squeeze_excite_backward.default
-_squeeze = torch.ops.se_fused.squeeze.default
-_rescale = torch.ops.se_fused.rescale.default
-_rescale_backward = torch.ops.se_fused.rescale_backward.default
+from se_fused.layout import dense
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -61,7 +55,7 @@ def squeeze_excite(
     x = dense(x)
     if torch.is_grad_enabled() and _any_requires_grad(x, w1, b1, w2, b2):
         return _SqueezeExcite.apply(x, w1, b1, w2, b2, act, gate)
-    return _squeeze_excite(x, w1, b1, w2, b2, act, gate)[0]
+    return ops.squeeze_excite(x, w1, b1, w2, b2, act, gate)[0]
 
 
 def squeeze(x: Tensor) -> Tensor:
@@ -87,14 +81,14 @@ def rescale(x: Tensor, gate: Tensor) -> Tensor:
     Source: Hu et al., arXiv 1709.01507, eq. 4.
     """
     _check_map(x, "x")
-    _check_tensor(gate, "gate", x, (x.shape[0], x.shape[1]))
+    _check_tensor(gate, "gate", x, (x.shape[0], x.shape[1]), x.dtype, x.device)
     return _Rescale.apply(dense(x), gate)
 
 
 class _SqueezeExcite(Function):
     @staticmethod
     def forward(ctx, x, w1, b1, w2, b2, act, gate):
-        y, z, g = _squeeze_excite(x, w1, b1, w2, b2, act, gate)
+        y, z, g = ops.squeeze_excite(x, w1, b1, w2, b2, act, gate)
         ctx.save_for_backward(x, z, g, w1, b1, w2, b2)
         ctx.act, ctx.gate = act, gate
         return y
@@ -108,7 +102,7 @@ class _SqueezeExcite(Function):
                     x, w1, b1, w2, b2, ctx.act, ctx.gate
                 )[0]
                 return *_eager_gradients(ctx, forward, (x, w1, b1, w2, b2), dy), None, None
-            dx, dp1, h, dp2 = _squeeze_excite_backward(
+            dx, dp1, h, dp2 = ops.squeeze_excite_backward(
                 dy, x, z, g, w1, b1, w2, b2, ctx.act, ctx.gate
             )
             _, need_w1, need_b1, need_w2, need_b2, _, _ = ctx.needs_input_grad
@@ -127,7 +121,7 @@ class _Squeeze(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.shape, ctx.dtype = x.shape, x.dtype
-        return _squeeze(x)
+        return ops.squeeze(x)
 
     @staticmethod
     def backward(ctx, dz):
@@ -140,7 +134,7 @@ class _Rescale(Function):
     @staticmethod
     def forward(ctx, x, gate):
         ctx.save_for_backward(x, gate)
-        return _rescale(x, _acc_gate(gate, x))
+        return ops.rescale(x, _acc_gate(gate, x))
 
     @staticmethod
     def backward(ctx, dy):
@@ -149,7 +143,7 @@ class _Rescale(Function):
             forward = lambda x, gate: eager.rescale(x, _acc_gate(gate, x))
             with _without_autocast(dy):
                 return _eager_gradients(ctx, forward, (x, gate), dy)
-        dx, dg = _rescale_backward(dy, x, _acc_gate(gate, x))
+        dx, dg = ops.rescale_backward(dy, x, _acc_gate(gate, x))
         return dx, dg.to(gate.dtype).view(gate.shape)
 
 
@@ -202,15 +196,16 @@ def _check_weights(x, w1, b1, w2, b2):
     hidden = w1.shape[0] if w1.dim() else 0
     if hidden == 0:
         raise ValueError(f"w1 must have a hidden unit, [R, C] with R >= 1, got {tuple(w1.shape)}")
-    _check_tensor(w1, "w1", x, (hidden, channels))
-    _check_tensor(w2, "w2", x, (channels, hidden))
+    dtype, device = x.dtype, x.device
+    _check_tensor(w1, "w1", x, (hidden, channels), dtype, device)
+    _check_tensor(w2, "w2", x, (channels, hidden), dtype, device)
     if b1 is not None:
-        _check_tensor(b1, "b1", x, (hidden,))
+        _check_tensor(b1, "b1", x, (hidden,), dtype, device)
     if b2 is not None:
-        _check_tensor(b2, "b2", x, (channels,))
+        _check_tensor(b2, "b2", x, (channels,), dtype, device)
 
 
-def _check_tensor(t: Tensor, name: str, x: Tensor, shape: tuple):
+def _check_tensor(t: Tensor, name: str, x: Tensor, shape: tuple, dtype, device):
     """t is [*shape, 1, 1, …], on x's device, of x's dtype or float32 beside a 16-bit x."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
@@ -220,13 +215,13 @@ def _check_tensor(t: Tensor, name: str, x: Tensor, shape: tuple):
             f"{name} must have shape {shape}, trailing dims of size 1 allowed, "
             f"for x of shape {tuple(x.shape)}; got {tuple(given)}"
         )
-    if t.dtype != x.dtype and t.dtype != torch.promote_types(x.dtype, torch.float32):
+    if t.dtype != dtype and t.dtype != torch.promote_types(dtype, torch.float32):
         raise TypeError(
-            f"{name} must be {_short(x.dtype)} like x"
-            f"{' or float32' if x.dtype.itemsize == 2 else ''}, got {_short(t.dtype)}"
+            f"{name} must be {_short(dtype)} like x"
+            f"{' or float32' if dtype.itemsize == 2 else ''}, got {_short(t.dtype)}"
         )
-    if t.device != x.device:
-        raise ValueError(f"{name} must be on {x.device} like x, got {t.device}")
+    if t.device != device:
+        raise ValueError(f"{name} must be on {device} like x, got {t.device}")
 
 
 def _check_choice(value: str, accepted: tuple, name: str):

@@ -94,7 +94,7 @@ class FusedSE(nn.Module):
         names = self._fused_names(fc1, act, fc2, gate, norm)
         if names is not None:
             return functional.squeeze_excite(
-                x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, act=names[0], gate=names[1]
+                x, *_parameters(fc1), *_parameters(fc2), act=names[0], gate=names[1]
             )
         z = functional.squeeze(x)
         if self.add_maxpool:
@@ -143,6 +143,12 @@ class FusedSE(nn.Module):
 
 def _round_to_multiple(width: float, divisor: int) -> int:
     return max(divisor, int(width + divisor / 2) // divisor * divisor)
+
+
+def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias; looked up as attributes, a microsecond each, only where they must be."""
+    own = layer._parameters
+    return (own["weight"], own["bias"]) if len(own) == 2 else (layer.weight, layer.bias)
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -8,9 +8,9 @@ import os
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
-from se_fused import backends
+from se_fused import backends, fakes
+from se_fused.layout import dense, like
 
 _library = torch.library.Library("se_fused", "DEF")
 _forced: str | None = os.environ.get("SE_FUSED_BACKEND") or None
@@ -78,35 +78,15 @@ def _check_name(name: str | None):
         raise ValueError(f"backend must be one of {', '.join(backends.NAMES)}, got {name!r}")
 
 
-# Memory layout: backends see contiguous or channels_last tensors only
-
-
-def dense(x: Tensor) -> Tensor:
-    """x itself if it is contiguous or channels_last, else one copy in the layout nearest to it."""
-    channels_last = _channels_last_format(x)
-    if x.is_contiguous() or (channels_last and x.is_contiguous(memory_format=channels_last)):
-        return x
-    if channels_last and x.stride(1) == 1:
-        return x.contiguous(memory_format=channels_last)
-    return x.contiguous()
-
-
-def _like(dy: Tensor, x: Tensor) -> Tensor:
-    """dy in the layout of the dense tensor x."""
-    if x.is_contiguous():
-        return dy.contiguous()
-    return dy.contiguous(memory_format=_channels_last_format(x))
-
-
-def _channels_last_format(x: Tensor) -> torch.memory_format | None:
-    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-
-
 # Operators
 
 
 def _operator(schema: str):
-    """Registers a function as the body of an operator; it gets the backend module first."""
+    """Registers a function as the body of an operator; it gets the backend module first.
+
+    Returns what functional.py calls: the operator, or for CPU tensors straight the body where the
+    backend's own functions are operators. Through the dispatcher once, not twice: 5 of 20 µs.
+    """
 
     def register(body):
         name = schema.partition("(")[0]
@@ -120,7 +100,16 @@ def _operator(schema: str):
             return body(_module_for(device), *args)
 
         _library.impl(name, run, "CompositeExplicitAutograd")
-        return body
+        overload = getattr(torch.ops.se_fused, name).default
+
+        def call(*args):
+            if args[0].is_cpu and not torch.compiler.is_compiling():
+                module = _module_for(args[0].device)
+                if module.OPERATORS:
+                    return body(module, *args)
+            return overload(*args)
+
+        return call
 
     return register
 
@@ -129,23 +118,23 @@ _WEIGHTS = "Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str act, str gate"
 
 
 @_operator("squeeze(Tensor x) -> Tensor")
-def _squeeze(module, x):
+def squeeze(module, x):
     return module.squeeze(dense(x))
 
 
 @_operator("rescale(Tensor x, Tensor g) -> Tensor")
-def _rescale(module, x, g):
+def rescale(module, x, g):
     return module.rescale(dense(x), g.contiguous())
 
 
 @_operator("rescale_backward(Tensor dy, Tensor x, Tensor g) -> (Tensor, Tensor)")
-def _rescale_backward(module, dy, x, g):
+def rescale_backward(module, dy, x, g):
     x = dense(x)
-    return module.rescale_backward(_like(dy, x), x, g.contiguous())
+    return module.rescale_backward(like(dy, x), x, g.contiguous())
 
 
 @_operator(f"squeeze_excite(Tensor x, {_WEIGHTS}) -> (Tensor, Tensor, Tensor)")
-def _squeeze_excite(module, x, w1, b1, w2, b2, act, gate):
+def squeeze_excite(module, x, w1, b1, w2, b2, act, gate):
     return module.squeeze_excite(dense(x), w1, b1, w2, b2, act, gate)
 
 
@@ -153,42 +142,11 @@ def _squeeze_excite(module, x, w1, b1, w2, b2, act, gate):
     f"squeeze_excite_backward(Tensor dy, Tensor x, Tensor z, Tensor g, {_WEIGHTS})"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
-def _squeeze_excite_backward(module, dy, x, z, g, w1, b1, w2, b2, act, gate):
+def squeeze_excite_backward(module, dy, x, z, g, w1, b1, w2, b2, act, gate):
     x = dense(x)
     return module.squeeze_excite_backward(
-        _like(dy, x), x, z.contiguous(), g.contiguous(), w1, b1, w2, b2, act, gate
+        like(dy, x), x, z.contiguous(), g.contiguous(), w1, b1, w2, b2, act, gate
     )
 
 
-# Fakes: shapes, dtypes and layouts of the results, for torch.compile and meta tensors
-
-
-def _per_channel(x: Tensor, width=None) -> Tensor:
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty((x.shape[0], x.shape[1] if width is None else width), dtype=dtype)
-
-
-@torch.library.register_fake("se_fused::squeeze", lib=_library)
-def _(x):
-    return _per_channel(x)
-
-
-@torch.library.register_fake("se_fused::rescale", lib=_library)
-def _(x, g):
-    return torch.empty_like(dense(x))
-
-
-@torch.library.register_fake("se_fused::rescale_backward", lib=_library)
-def _(dy, x, g):
-    return torch.empty_like(dense(x)), _per_channel(x)
-
-
-@torch.library.register_fake("se_fused::squeeze_excite", lib=_library)
-def _(x, w1, b1, w2, b2, act, gate):
-    return torch.empty_like(dense(x)), _per_channel(x), _per_channel(x)
-
-
-@torch.library.register_fake("se_fused::squeeze_excite_backward", lib=_library)
-def _(dy, x, z, g, w1, b1, w2, b2, act, gate):
-    dp1, h = (_per_channel(x, w1.shape[0]) for _ in range(2))
-    return torch.empty_like(dense(x)), dp1, h, _per_channel(x)
+fakes.register("se_fused", _library)

@@ -32,6 +32,8 @@ def python(code: str, *arguments, **environment):
 class Stub(SimpleNamespace):
     """A backend module that can run or says why it cannot, and counts its calls."""
 
+    OPERATORS = False
+
     def __init__(self, name, reason=None):
         super().__init__(__name__=f"se_fused.backends.{name}", reason=reason, calls=0)
 
@@ -62,6 +64,7 @@ def stubs(monkeypatch):
 def test_every_backend_keeps_the_contract(place):
     module = backends.load(place.backend)
     assert all(callable(getattr(module, name)) for name in CONTRACT)
+    assert isinstance(module.OPERATORS, bool)
     assert module.unavailable(torch.device(place.device)) is None
 
 

@@ -38,7 +38,7 @@ def assert_raises_before_any_operator(error, words, function, *args, **kwargs):
 def test_the_recorder_sees_operators():
     with Recorder() as recorder:
         se_fused.squeeze_excite(**tensors())
-    assert any("se_fused.squeeze_excite" in name for name in recorder.called)
+    assert any("squeeze_excite" in name for name in recorder.called)
 
 
 ACCEPTED_DTYPES = ("float64", "float32", "bfloat16", "float16")

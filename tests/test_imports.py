@@ -22,6 +22,8 @@ ARROW = (
     "backends",
     "triton | cpp | eager",
     "plan",
+    "fakes",
+    "layout",
     "activations",
     "version",
     "_C",

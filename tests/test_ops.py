@@ -8,6 +8,8 @@ from reference import Inputs, check, results
 from shapes import DENSE, DTYPES, LAYOUT_CASES, LAYOUTS, REDUCED, SHAPES, make_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from se_fused import ops
+
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
 
@@ -40,8 +42,8 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 each_layout = pytest.mark.parametrize("case", LAYOUT_CASES.values(), ids=LAYOUT_CASES)
 
 
-def call(operator: str, arguments) -> dict[str, torch.Tensor]:
-    found = getattr(torch.ops.se_fused, operator)(*arguments)
+def call(operator: str, arguments, namespace=torch.ops.se_fused) -> dict[str, torch.Tensor]:
+    found = getattr(namespace, operator)(*arguments)
     return dict(zip(OPERATORS[operator][1], found if isinstance(found, tuple) else (found,)))
 
 
@@ -171,19 +173,21 @@ each_signature = pytest.mark.parametrize("signature", SIGNATURES.values(), ids=S
 
 @each_operator
 @each_signature
-@pytest.mark.parametrize("device", ["meta", "fake-cuda"])
-def test_fake_results_agree_with_real_ones(place, operator, signature, device):
+@pytest.mark.parametrize("device", ["meta", "fake-cuda", "fake-cpu"])
+@pytest.mark.parametrize("namespace", [torch.ops.se_fused, ops], ids=["operator", "as-functional"])
+def test_fake_results_agree_with_real_ones(place, operator, signature, device, namespace):
     arguments = OPERATORS[operator][0](make_inputs(hidden=3, device=place.device, **signature))
-    with FakeTensorMode() if device == "fake-cuda" else nullcontext():
+    kind = device.removeprefix("fake-")
+    with FakeTensorMode() if device != kind else nullcontext():
         fake = [
-            torch.empty_strided(a.size(), a.stride(), dtype=a.dtype, device=device[-4:])
+            torch.empty_strided(a.size(), a.stride(), dtype=a.dtype, device=kind)
             if isinstance(a, torch.Tensor)
             else a
             for a in arguments
         ]
-        found = call(operator, fake)
+        found = call(operator, fake, namespace)
     for name, result in call(operator, arguments).items():
-        assert found[name].device.type == device[-4:]
+        assert found[name].device.type == kind
         expected = (result.shape, result.dtype, result.stride())
         assert (found[name].shape, found[name].dtype, found[name].stride()) == expected, name
 

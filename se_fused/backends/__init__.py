@@ -2,6 +2,7 @@
 
 A backend is a module of this package that defines
 
+    OPERATORS: bool                       whether the functions are operators with fakes themselves
     unavailable(device) -> str | None     why it cannot run there; None if it can
     squeeze(x) -> z
     rescale(x, g) -> y

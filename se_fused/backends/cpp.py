@@ -3,10 +3,14 @@
 import torch
 from torch import Tensor
 
-from se_fused import _C  # noqa: F401  (loading it registers torch.ops.se_fused_cpp)
+import se_fused._C  # noqa: F401  (loading it registers torch.ops.se_fused_cpp)
+from se_fused import fakes
 from se_fused.activations import ACTS, GATES
 
 _ops = torch.ops.se_fused_cpp
+fakes.register("se_fused_cpp")
+OPERATORS = True
+
 _ACT_CODES = {name: code for code, name in enumerate(ACTS)}
 _GATE_CODES = {name: code for code, name in enumerate(GATES)}
 

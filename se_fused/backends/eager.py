@@ -9,6 +9,8 @@ from torch import Tensor
 
 from se_fused.activations import FUNCTIONS, act_derivative, gate_derivative
 
+OPERATORS = False
+
 
 def unavailable(device: torch.device) -> str | None:
     return None

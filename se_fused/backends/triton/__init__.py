@@ -19,6 +19,8 @@ from se_fused.backends.triton.apply import rescale_kernel
 _INTERPRETED = not isinstance(rescale_kernel, triton.runtime.JITFunction)
 _MIN_CAPABILITY = (7, 5)
 
+OPERATORS = False
+
 
 def unavailable(device: torch.device) -> str | None:
     if device.type not in ("cuda", "cpu"):

@@ -1,0 +1,50 @@
+"""What the operators return, without computing it: shapes, dtypes and layouts.
+
+For torch.compile, fake and meta tensors. Arguments as in ``se_fused/backends/__init__.py``.
+"""
+
+import torch
+from torch import Tensor
+
+from se_fused.layout import dense
+
+
+def register(namespace: str, lib: torch.library.Library | None = None):
+    """Registers the fakes of all operators of a namespace."""
+    for name, fake in _FAKES.items():
+        torch.library.register_fake(f"{namespace}::{name}", fake, lib=lib)
+
+
+def _per_channel(x: Tensor, width=None) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty((x.shape[0], x.shape[1] if width is None else width), dtype=dtype)
+
+
+def _squeeze(x):
+    return _per_channel(x)
+
+
+def _rescale(x, g):
+    return torch.empty_like(dense(x))
+
+
+def _rescale_backward(dy, x, g):
+    return torch.empty_like(dense(x)), _per_channel(x)
+
+
+def _squeeze_excite(x, w1, b1, w2, b2, act, gate):
+    return torch.empty_like(dense(x)), _per_channel(x), _per_channel(x)
+
+
+def _squeeze_excite_backward(dy, x, z, g, w1, b1, w2, b2, act, gate):
+    dp1, h = (_per_channel(x, w1.shape[0]) for _ in range(2))
+    return torch.empty_like(dense(x)), dp1, h, _per_channel(x)
+
+
+_FAKES = {
+    "squeeze": _squeeze,
+    "rescale": _rescale,
+    "rescale_backward": _rescale_backward,
+    "squeeze_excite": _squeeze_excite,
+    "squeeze_excite_backward": _squeeze_excite_backward,
+}

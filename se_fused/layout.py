@@ -1,0 +1,23 @@
+"""Memory layouts: backends see contiguous and channels_last feature maps only."""
+
+import torch
+from torch import Tensor
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if it is contiguous or channels_last, else one copy in the layout nearest to it."""
+    if x.is_contiguous():
+        return x
+    channels_last = _CHANNELS_LAST.get(x.dim())
+    if channels_last and (x.is_contiguous(memory_format=channels_last) or x.stride(1) == 1):
+        return x.contiguous(memory_format=channels_last)
+    return x.contiguous()
+
+
+def like(dy: Tensor, x: Tensor) -> Tensor:
+    """dy in the layout of the dense tensor x."""
+    if x.is_contiguous():
+        return dy.contiguous()
+    return dy.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
