@@ -1,33 +1,31 @@
 """One SE block on the CPU: FusedSE against eager PyTorch and torch.compile, by shape.
 
-    python benchmarks/block.py                 the whole table, about 8 minutes
-    python benchmarks/block.py --no-compile    without the compiled baseline, about 4 minutes
+    python benchmarks/block.py                 the whole table, about 5 minutes
+    python benchmarks/block.py --no-compile    without the compiled baseline, about 3 minutes
     python benchmarks/block.py --readme        and write the table into README.md
 
-The two sides take turns, call by call; a figure is the ratio of their median times. Every timed
-block is first compared with float64. Kernels are measured with a malloc that keeps the memory it
-has freed (MALLOC below, for both sides); as users run it, glibc gives large maps back to the system
-after each call, and the page faults of the next one are part of the time.
+The sides take turns, call by call (tiny maps: 50 calls a turn); a figure is the ratio of their
+median times. Every timed block is first compared with float64. Kernels are measured with a malloc
+that keeps the memory it has freed (MALLOC below, for both sides); as users run it, glibc gives
+large maps back to the system after each call, and the page faults of the next one are measured too.
 """
 
 import argparse
 import json
 import math
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from models import SqueezeExcite
-from shapes import BLOCK_SHAPES, REDUCTION, TINY_SHAPES
+from report import machine, measured_on, write_json, write_readme
+from shapes import BLOCK_SHAPES, CACHED_SHAPES, REDUCTION, TINY_SHAPES
+from timing import medians
 
-from se_fused import FusedSE, ops
+from se_fused import FusedSE
 
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
@@ -37,8 +35,6 @@ MALLOC = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 LARGE = 50e6  # bytes of a map from which the default malloc is measured
-ROOT = Path(__file__).resolve().parents[1]
-SECONDS, FEWEST, MOST = 1.5, 7, 200
 
 
 class FunctionalSE(SqueezeExcite):
@@ -85,52 +81,79 @@ def verify(blocks, x, dy):
             assert error <= limit, f"{name} {tuple(x.shape)} {x.dtype}: error {error:.1e}"
 
 
-def measure(shape, dtype, layout, compiled) -> dict:
-    """Median milliseconds, {"forward": {name: ms}, "forward+backward": {name: ms}}."""
+def make_inputs(shape, dtype, layout):
     x, dy = (
-        torch.randn(shape).to(DTYPES[dtype]).contiguous(memory_format=LAYOUTS[layout])
-        for _ in range(2)
+        torch.randn(shape).to(dtype).contiguous(memory_format=LAYOUTS[layout]) for _ in range(2)
     )
-    x.requires_grad_()
-    named = blocks(shape, DTYPES[dtype], compiled)
-    verify(named, x, dy)
+    return x.requires_grad_(), dy
 
-    def forward(block):
+
+def forward(block, x):
+    def call():
         with torch.no_grad():
             block(x)
 
-    def forward_backward(block):
-        torch.autograd.grad(block(x), [x, *block.parameters()], dy)
+    return call
 
-    return {
-        "forward": medians(named, forward),
-        "forward+backward": medians(named, forward_backward),
+
+def forward_backward(block, x, dy):
+    wanted = [x, *block.parameters()]
+    return lambda: torch.autograd.grad(block(x), wanted, dy)
+
+
+def measure(shape, dtype, layout, compiled) -> dict:
+    """Median milliseconds, {"forward": {name: ms}, "forward+backward": {name: ms}}."""
+    x, dy = make_inputs(shape, DTYPES[dtype], layout)
+    named = blocks(shape, DTYPES[dtype], compiled)
+    verify(named, x, dy)
+    calls = {
+        "forward": {name: forward(block, x) for name, block in named.items()},
+        "forward+backward": {name: forward_backward(block, x, dy) for name, block in named.items()},
     }
+    in_a_row = 50 if shape in TINY_SHAPES else 1
+    return {kind: medians(named, in_a_row=in_a_row) for kind, named in calls.items()}
 
 
-def medians(named, call) -> dict:
-    for block in named.values():
-        for _ in range(2):
-            call(block)
-    times = {name: [] for name in named}
-    end = time.perf_counter() + SECONDS
-    for done in range(MOST):
-        if done >= FEWEST and time.perf_counter() > end:
-            break
-        for name, block in named.items():
-            begin = time.perf_counter()
-            call(block)
-            times[name].append(time.perf_counter() - begin)
-    return {name: 1e3 * statistics.median(found) for name, found in times.items()}
+def fp16_against_bf16() -> list[dict]:
+    """FusedSE's forward in both 16-bit dtypes."""
+    rows = []
+    for layout in LAYOUTS:
+        for shape in BLOCK_SHAPES:
+            calls = {}
+            for name, dtype in {"fp16": torch.float16, "bf16": torch.bfloat16}.items():
+                x, _ = make_inputs(shape, dtype, layout)
+                calls[name] = forward(blocks(shape, dtype, False)["fused"], x)
+            rows.append({"shape": shape, "layout": layout, "forward": medians(calls)})
+    return rows
 
 
-def collect(args) -> list[dict]:
-    """Rows of one process, in the malloc that this process was started with."""
+def one_against_all_threads() -> list[dict]:
+    """FusedSE's forward on maps that stay in cache, on one thread and on all."""
+    threads = torch.get_num_threads()
+    rows = []
+    for layout in LAYOUTS:
+        for shape in CACHED_SHAPES:
+            x, _ = make_inputs(shape, torch.float32, layout)
+            call = forward(blocks(shape, torch.float32, False)["fused"], x)
+
+            def with_threads(count, call=call):
+                torch.set_num_threads(count)
+                call()
+
+            times = medians(
+                {"one": lambda run=with_threads: run(1),
+                 "all": lambda run=with_threads: run(threads)}
+            )
+            rows.append({"shape": shape, "layout": layout, "forward": times})
+    return rows
+
+
+def collect(args, least_bytes) -> list[dict]:
     rows = []
     for dtype in DTYPES:
         for layout in LAYOUTS:
             for shape in BLOCK_SHAPES + TINY_SHAPES * (dtype == "fp32"):
-                if args.only_large and math.prod(shape) * DTYPES[dtype].itemsize < LARGE:
+                if math.prod(shape) * DTYPES[dtype].itemsize < least_bytes:
                     continue
                 times = measure(shape, dtype, layout, args.compile)
                 rows.append({"shape": shape, "dtype": dtype, "layout": layout, **times})
@@ -153,9 +176,8 @@ def ratio(row, kind, name) -> float:
 
 def table(result) -> str:
     lines = [
-        f"Measured on a CPU: {result['cpu']}, {result['threads']} threads, "
-        f"torch {result['torch']}, kernels for {result['capability']}. Times of the baseline over "
-        "FusedSE's: geometric mean over seven maps (lowest), reduction 16.",
+        f"{measured_on(result)} Times of the baseline over FusedSE's: geometric mean over seven "
+        "maps (lowest), reduction 16.",
         "",
         "| block | eager, forward | eager, forward + backward | compiled, forward "
         "| compiled, forward + backward |",
@@ -182,29 +204,31 @@ def table(result) -> str:
             line(f"{dtype}, both layouts, maps from 50 MB, default malloc", rows)
     rows = [r for r in result["kernels"] if list(r["shape"]) in tiny]
     line("fp32, maps of (1, 64, 7, 7) and (2, 128, 4, 4)", rows)
+
+    def spread(rows, above, below):
+        ratios = [row["forward"][above] / row["forward"][below] for row in rows]
+        return f"{statistics.geometric_mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+    lines += [
+        "",
+        "FusedSE's own forward times, geometric mean (range): fp16 over bf16 "
+        f"{spread(result['fp16'], 'fp16', 'bf16')}; one thread over {result['threads']}, on fp32 "
+        f"maps that stay in cache, {spread(result['scaling'], 'one', 'all')}.",
+    ]
     return "\n".join(lines)
 
 
-def write_readme(text):
-    path = ROOT / "README.md"
-    begin, end = "<!-- block table -->", "<!-- end of block table -->"
-    pattern = f"{re.escape(begin)}.*{re.escape(end)}"
-    found, count = re.subn(
-        pattern, lambda _: f"{begin}\n{text}\n{end}", path.read_text(), flags=re.DOTALL
-    )
-    assert count == 1, f"README.md: {begin} … {end} not found"
-    path.write_text(found)
+# What a process of its own measures, in the malloc that it was started with.
+PARTS = {
+    "kernels": lambda args: collect(args, least_bytes=0),
+    "default_malloc": lambda args: collect(args, least_bytes=LARGE),
+    "fp16": lambda args: fp16_against_bf16(),
+    "scaling": lambda args: one_against_all_threads(),
+}
 
 
-def cpu_name() -> str:
-    try:
-        return re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
-
-
-def run_child(args, *options, **environment) -> list[dict]:
-    command = [sys.executable, __file__, "--rows", *options]
+def run_child(args, part, **environment) -> list[dict]:
+    command = [sys.executable, __file__, "--part", part]
     if not args.compile:
         command.append("--no-compile")
     run = subprocess.run(
@@ -219,26 +243,22 @@ def main():
     )
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--readme", action="store_true", help="write the table into README.md")
-    parser.add_argument("--rows", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.rows:
-        print(json.dumps(collect(args)))
+    if args.part:
+        print(json.dumps(PARTS[args.part](args)))
         return
     result = {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "capability": ops.backends.load("cpp").cpu_capability(),
-        "kernels": run_child(args, **MALLOC),
-        "default_malloc": run_child(args, "--only-large"),
+        **machine(),
+        "kernels": run_child(args, "kernels", **MALLOC),
+        "default_malloc": run_child(args, "default_malloc"),
+        "fp16": run_child(args, "fp16", **MALLOC),
+        "scaling": run_child(args, "scaling", **MALLOC),
     }
-    path = ROOT / "benchmarks" / "results" / "cpu.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result, "cpu.json")
     print(table(result))
     if args.readme:
-        write_readme(table(result))
+        write_readme(table(result), "block table")
 
 
 if __name__ == "__main__":

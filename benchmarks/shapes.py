@@ -11,4 +11,6 @@ BLOCK_SHAPES = [
     (64, 96, 56, 56),
 ]
 TINY_SHAPES = [(1, 64, 7, 7), (2, 128, 4, 4)]
+# Maps of 2 to 4 MB in float32.
+CACHED_SHAPES = [(1, 256, 56, 56), (8, 256, 28, 28), (8, 512, 14, 14), (4, 96, 56, 56)]
 REDUCTION = 16
