@@ -1,7 +1,7 @@
 """Tiles and launches from shapes, layout and device: pure functions, run and tested on any machine.
 
-A feature map is [N, C, M] seen through tiles of [BLOCK_C channels × BLOCK_M positions], one layout
-or the other. The reduce launch gives one program a row of tiles; the apply launch one tile.
+A feature map is [N, C, M] seen through tiles of [BLOCK_C channels × BLOCK_M positions]. The reduce
+launch gives one program a row of tiles; the apply launch one tile.
 """
 
 from functools import lru_cache
@@ -13,14 +13,29 @@ TILE_BYTES = 16384
 MIN_RUN, MAX_RUN = 64, 1024
 # Reduce programs wanted per multiprocessor before the spatial extent is no longer split.
 PROGRAMS_PER_MULTIPROCESSOR = 8
+WARPS = 4
+# The widest access of a GPU, in bytes.
+ACCESS_BYTES = 16
 # The per-sample excitation keeps all hidden units in registers, beside a chunk of channels.
 MAX_HIDDEN = 256
 EXCITATION_TILE_BYTES = 8192
+# The cost model of excites_in_reduce, in bytes per nanosecond and nanoseconds.
+PROGRAM_RATE = 16
+MULTIPROCESSOR_RATE = 32
+LAUNCHES_BETWEEN, LAUNCH_TIME = 6, 2000
+
+
+class Device(NamedTuple):
+    multiprocessors: int
+    l2_bytes: int
+    shared_bytes: int  # that one program may have
 
 
 class Plan(NamedTuple):
+    layout: str  # contiguous, channels_last or flat: see backends/triton/tiles.py
     block_c: int
     block_m: int
+    align: int
     channel_blocks: int
     spatial_tiles: int
     splits: int  # reduce programs that share the positions of one channel block
@@ -33,42 +48,78 @@ def plan(
     channels: int,
     spatial: int,
     channels_last: bool,
-    acc_bytes: int,
-    multiprocessors: int,
+    itemsize: int,
+    device: Device,
 ) -> Plan:
     """The tiles of a non-empty [N, C, M] map and how the reduce launch shares them out."""
-    block_c, block_m = tile(channels, spatial, channels_last, acc_bytes)
+    layout, block_c, block_m, align = tile(channels, spatial, channels_last, itemsize, device)
     channel_blocks = cdiv(channels, block_c)
     spatial_tiles = cdiv(spatial, block_m)
-    wanted = cdiv(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, samples * channel_blocks)
-    tiles_per_split = cdiv(spatial_tiles, min(wanted, spatial_tiles))
+    wanted = cdiv(PROGRAMS_PER_MULTIPROCESSOR * device.multiprocessors, samples * channel_blocks)
+    tiles_per_split = cdiv(spatial_tiles, max(1, min(wanted, spatial_tiles)))
     splits = cdiv(spatial_tiles, tiles_per_split)
-    return Plan(block_c, block_m, channel_blocks, spatial_tiles, splits, tiles_per_split)
+    return Plan(
+        layout, block_c, block_m, align, channel_blocks, spatial_tiles, splits, tiles_per_split
+    )
 
 
-def tile(channels: int, spatial: int, channels_last: bool, acc_bytes: int) -> tuple[int, int]:
-    """(BLOCK_C, BLOCK_M): the contiguous axis first, the other axis gets what the tile has left."""
-    size = TILE_BYTES // acc_bytes
-    if channels_last:
+def tile(
+    channels: int, spatial: int, channels_last: bool, itemsize: int, device: Device
+) -> tuple[str, int, int, int]:
+    """(layout, BLOCK_C, BLOCK_M, ALIGN): the contiguous axis first, the other has the rest.
+
+    Planes that are not aligned for the widest access and fit in a tile several at a time are taken
+    flat, if that aligns them better. A flat tile passes through shared memory; two programs share
+    a multiprocessor's.
+    """
+    elements = TILE_BYTES // max(itemsize, 4)
+    if channels_last or spatial == 1:
         block_c = _run(channels)
-        return block_c, min(next_power_of_2(spatial), size // block_c)
+        block_m = min(next_power_of_2(spatial), elements // block_c)
+        return "channels_last", block_c, block_m, alignment(channels)
+    align = alignment(spatial)
+    block_m = next_power_of_2(spatial)
+    block_c = min(next_power_of_2(channels), elements // block_m)
+    staged = block_c * block_m * max(itemsize, 4)
+    if align * itemsize < ACCESS_BYTES and block_c > 0 and 2 * staged <= device.shared_bytes:
+        if alignment(min(alignment(channels), block_c) * spatial) > align:
+            return "flat", block_c, block_m, alignment(channels)
     block_m = _run(spatial)
-    return min(next_power_of_2(channels), size // block_m), block_m
+    return "contiguous", min(next_power_of_2(channels), elements // block_m), block_m, align
 
 
-def excites_in_reduce(spatial: int, hidden: int) -> bool:
+def excites_in_reduce(
+    samples: int, channels: int, hidden: int, weight_itemsize: int, device: Device
+) -> bool:
     """Whether the reduce launch also computes the excitation, sample by sample.
 
-    Each sample then reads both weight matrices, 2·R·C elements, on top of its own C·M. Where that
-    is more than the sample itself, matmuls between the launches read them once for all samples.
+    Each sample's last program then reads both weight matrices from L2: bytes = 2·R·C·itemsize.
+    Costs, in ns:  the last of them, alone and bound by latency   bytes / PROGRAM_RATE
+                   all of them, beside the map's own traffic      N·bytes / (MULTIPROCESSOR_RATE·P)
+    The other way: small kernels between the launches             LAUNCHES_BETWEEN · LAUNCH_TIME
+                   that read the weights once                     bytes / (MULTIPROCESSOR_RATE·P)
+    Weights beyond half of L2 would come from memory for every sample, and hidden units beyond
+    MAX_HIDDEN do not fit in registers: never in the launch. The rates are those of current GPUs
+    within a factor of two; the costs differ by more where it matters.
     """
-    return 2 * hidden <= spatial and hidden <= MAX_HIDDEN
+    weight_bytes = 2 * channels * hidden * weight_itemsize
+    if hidden > MAX_HIDDEN or 2 * weight_bytes > device.l2_bytes:
+        return False
+    all_together = MULTIPROCESSOR_RATE * device.multiprocessors
+    inside = weight_bytes / PROGRAM_RATE + samples * weight_bytes / all_together
+    between = LAUNCHES_BETWEEN * LAUNCH_TIME + weight_bytes / all_together
+    return inside <= between
 
 
 def excitation_tile(channels: int, hidden: int, acc_bytes: int) -> tuple[int, int]:
     """(BLOCK_R, CHUNK): all hidden units, by the channels taken in one step."""
     block_r = next_power_of_2(hidden)
     return block_r, min(next_power_of_2(channels), EXCITATION_TILE_BYTES // acc_bytes // block_r)
+
+
+def alignment(extent: int) -> int:
+    """The largest power of two, up to 16, that divides the extent."""
+    return min(extent & -extent, 16)
 
 
 def _run(extent: int) -> int:

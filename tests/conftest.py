@@ -51,6 +51,7 @@ if HAS_GPU:
         Place("triton-cuda", "triton", "cuda", "triton-interpreted covers the kernels' values"),
         Place("cpp-cuda", "cpp", "cuda", "cpp covers the CPU, triton-cuda the GPU"),
     ]
+TRITON = [place for place in PLACES if place.backend == "triton"]
 NATIVE = [place for place in PLACES if not place.interpreted]
 
 
@@ -65,6 +66,13 @@ def _enter(place: Place):
 @pytest.fixture(params=PLACES, ids=lambda place: place.name)
 def place(request):
     """The test runs on this backend and builds its tensors on ``place.device``."""
+    with _enter(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=TRITON, ids=lambda place: place.name)
+def triton_place(request):
+    """As ``place``, the Triton backend alone: for what only it has to decide."""
     with _enter(request.param):
         yield request.param
 

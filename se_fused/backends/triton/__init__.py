@@ -8,15 +8,11 @@ No program waits for another. Sums have a fixed order: results are the same from
 """
 
 import torch
-import triton
 from torch import Tensor
 
 from se_fused import plan
 from se_fused.backends.triton import between, launch
-from se_fused.backends.triton.apply import rescale_kernel
 
-# Fixed when the kernels were defined, by TRITON_INTERPRET.
-_INTERPRETED = not isinstance(rescale_kernel, triton.runtime.JITFunction)
 _MIN_CAPABILITY = (7, 5)
 
 OPERATORS = False
@@ -25,7 +21,7 @@ OPERATORS = False
 def unavailable(device: torch.device) -> str | None:
     if device.type not in ("cuda", "cpu"):
         return f"no kernels for {device.type} tensors"
-    if _INTERPRETED:
+    if launch.INTERPRETED:
         return None
     if device.type == "cpu":
         return "CPU tensors need TRITON_INTERPRET=1"
@@ -81,7 +77,9 @@ def _apply(x: Tensor, g: Tensor, share: Tensor | None = None) -> Tensor:
 
 
 def _excites_in_reduce(x: Tensor, w1: Tensor) -> bool:
-    return x.numel() > 0 and plan.excites_in_reduce(x.shape[2:].numel(), w1.shape[0])
+    return x.numel() > 0 and plan.excites_in_reduce(
+        *x.shape[:2], w1.shape[0], w1.dtype.itemsize, launch.device_of(x)
+    )
 
 
 def _per_channel(x: Tensor, value: float) -> Tensor:

@@ -3,7 +3,13 @@
 import triton
 import triton.language as tl
 
-from se_fused.backends.triton.tiles import program_index, tile_offsets
+from se_fused.backends.triton.tiles import per_element, program_index, tile_offsets
+
+# What autotuning tries. A tile is 16 KB of accumulators: 2 warps hold 64 registers of it a thread,
+# about as many as leave room for a second program; with 8 a thread still has a 16-byte access of a
+# 16-bit map. What changes the winner is the shape and layout of the map, not the number of samples.
+WARPS = (2, 4, 8)
+TUNING_KEY = ("channels", "spatial", "LAYOUT")
 
 
 # y = x · g, eq. 4; backward dx = dy · g + share, with share = dz / M [N, C] (None forward).
@@ -14,17 +20,23 @@ from se_fused.backends.triton.tiles import program_index, tile_offsets
 @triton.jit
 def rescale_kernel(
     x_ptr, g_ptr, share_ptr, y_ptr, channels, spatial,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+    LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
+    ALIGN: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = g_ptr.dtype.element_ty
     blocks = tl.cdiv(channels, BLOCK_C)
-    sample, block, tile = program_index(blocks, tl.cdiv(spatial, BLOCK_M), REVERSE=True)
-    channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    offset, mask = tile_offsets(sample, channel, position, channels, spatial, CHANNELS_LAST)
+    sample, block, tile = program_index(
+        blocks, tl.cdiv(spatial, BLOCK_M), REVERSE=True, INT64=INT64
+    )
+    offset, mask = tile_offsets(
+        sample, block, tile, channels, spatial, LAYOUT, BLOCK_C, BLOCK_M, PLANE, ALIGN
+    )
     x = tl.load(x_ptr + offset, mask, other=0, eviction_policy="evict_first").to(ACC)
+    channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
     index = sample * channels + channel
-    y = x * tl.load(g_ptr + index, channel < channels, other=0)[:, None]
+    g = tl.load(g_ptr + index, channel < channels, other=0)
+    y = x * per_element(g, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
     if share_ptr is not None:
-        y += tl.load(share_ptr + index, channel < channels, other=0)[:, None]
+        share = tl.load(share_ptr + index, channel < channels, other=0)
+        y += per_element(share, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
     tl.store(y_ptr + offset, y, mask, eviction_policy="evict_first")

@@ -3,17 +3,23 @@
 Maps are not empty here; weights are contiguous, [R, C] and [C, R].
 """
 
+import os
 from functools import lru_cache
 from math import prod
 
 import torch
+import triton
 from torch import Tensor
 
 from se_fused import plan
-from se_fused.backends.triton.apply import rescale_kernel
-from se_fused.backends.triton.reduce import gate_gradient_kernel, squeeze_kernel
+from se_fused.backends.triton import apply, reduce
 
-_INTERPRETER_MULTIPROCESSORS = 16  # it has none; enough to split the larger planes of the tests
+# Fixed when the kernels were defined, by TRITON_INTERPRET.
+INTERPRETED = not isinstance(apply.rescale_kernel, triton.runtime.JITFunction)
+# The interpreter has no device; few enough multiprocessors to split only the larger planes.
+_INTERPRETER = plan.Device(multiprocessors=16, l2_bytes=4 << 20, shared_bytes=48 << 10)
+_INT64_FROM = 1 << 31  # elements
+_AUTOTUNED = not INTERPRETED and os.environ.get("SE_FUSED_AUTOTUNE", "1") != "0"
 
 
 def squeeze(x: Tensor) -> Tensor:
@@ -63,7 +69,7 @@ def rescale(x: Tensor, g: Tensor, share: Tensor | None = None) -> Tensor:
     feature_map = _FeatureMap(x)
     y = torch.empty_like(x)
     with torch.cuda.device_of(x):
-        rescale_kernel[feature_map.apply_grid](
+        _rescale_kernel[feature_map.apply_grid](
             x, g, share, y, feature_map.channels, feature_map.spatial, **feature_map.tile
         )
     return y
@@ -72,7 +78,7 @@ def rescale(x: Tensor, g: Tensor, share: Tensor | None = None) -> Tensor:
 def _squeeze(feature_map, x, z, g=None, w1=None, b1=None, w2=None, b2=None, act=None, gate=None):
     slots, counter = feature_map.slots(z, excites=w1 is not None)
     with torch.cuda.device_of(x):
-        squeeze_kernel[feature_map.reduce_grid](
+        _squeeze_kernel[feature_map.reduce_grid](
             x, slots, counter, z, g, w1, b1, w2, b2,
             ACT=act, GATE=gate, **feature_map.reduction(w1), **feature_map.tile,
         )  # fmt: skip
@@ -85,10 +91,29 @@ def _gate_gradient(
 ):  # fmt: skip
     slots, counter = feature_map.slots(dg, excites=w1 is not None)
     with torch.cuda.device_of(x):
-        gate_gradient_kernel[feature_map.reduce_grid](
+        _gate_gradient_kernel[feature_map.reduce_grid](
             dy, x, slots, counter, dg, g, dx, z, w1, b1, w2, dp1, h, dp2, share,
             ACT=act, GATE=gate, **feature_map.reduction(w1), **feature_map.tile,
         )  # fmt: skip
+
+
+def _tuned(kernel, module):
+    """The kernel with the number of warps that is fastest on this device, or with the plan's."""
+    if not _AUTOTUNED:
+        return kernel
+    configs = [triton.Config({}, num_warps=warps) for warps in module.WARPS]
+    return triton.autotune(configs, list(module.TUNING_KEY), pre_hook=_reset_counter)(kernel)
+
+
+def _reset_counter(arguments: dict, reset_only: bool = False):
+    """Before each trial of the autotuner and after the last: no program has finished."""
+    if arguments.get("counter_ptr") is not None:
+        arguments["counter_ptr"].zero_()
+
+
+_rescale_kernel = _tuned(apply.rescale_kernel, apply)
+_squeeze_kernel = _tuned(reduce.squeeze_kernel, reduce)
+_gate_gradient_kernel = _tuned(reduce.gate_gradient_kernel, reduce)
 
 
 class _FeatureMap:
@@ -105,14 +130,20 @@ class _FeatureMap:
             self.channels,
             self.spatial,
             channels_last,
-            self.acc.itemsize,
-            _multiprocessors(x.device),
+            x.dtype.itemsize,
+            device_of(x),
         )
         self.tile = {
-            "CHANNELS_LAST": channels_last,
+            "LAYOUT": self.plan.layout,
             "BLOCK_C": self.plan.block_c,
             "BLOCK_M": self.plan.block_m,
+            "PLANE": self.spatial if self.plan.layout == "flat" else 0,
+            "ALIGN": self.plan.align,
+            "INT64": x.numel() >= _INT64_FROM,
+            "enable_fp_fusion": True,
         }
+        if not _AUTOTUNED:
+            self.tile["num_warps"] = plan.WARPS
 
     @property
     def reduce_grid(self) -> tuple[int]:
@@ -148,8 +179,12 @@ class _FeatureMap:
         }
 
 
+def device_of(x: Tensor) -> plan.Device:
+    return _INTERPRETER if x.device.type == "cpu" else _cuda_device(x.device)
+
+
 @lru_cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return _INTERPRETER_MULTIPROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _cuda_device(device: torch.device) -> plan.Device:
+    found = torch.cuda.get_device_properties(device)
+    shared = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)
+    return plan.Device(found.multi_processor_count, found.L2_cache_size, shared)

@@ -14,7 +14,18 @@ from se_fused.backends.triton.excitation import (
     finishes_sample,
     store_slot_sums,
 )
-from se_fused.backends.triton.tiles import program_index, tile_offsets
+from se_fused.backends.triton.tiles import (
+    channel_sums,
+    per_element,
+    program_index,
+    tile_offsets,
+    zeros,
+)
+
+# What autotuning tries; see apply.py. Here the sums across a program's warps speak for few, the
+# excitation of the last program for many.
+WARPS = (2, 4, 8)
+TUNING_KEY = ("channels", "spatial", "hidden", "LAYOUT")
 
 
 # z = Σ x / M [N, C], eq. 2; with weights also g = gate(W2 act(W1 z + b1) + b2), eq. 3.
@@ -25,20 +36,24 @@ from se_fused.backends.triton.tiles import program_index, tile_offsets
 def squeeze_kernel(
     x_ptr, slot_ptr, counter_ptr, z_ptr, g_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
     channels, spatial, hidden, splits, tiles_per_split,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+    LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
+    ALIGN: tl.constexpr, INT64: tl.constexpr,
     ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_R: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = slot_ptr.dtype.element_ty
     blocks = tl.cdiv(channels, BLOCK_C)
-    sample, block, split = program_index(blocks, splits, REVERSE=False)
+    sample, block, split = program_index(blocks, splits, REVERSE=False, INT64=INT64)
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    total = tl.zeros([BLOCK_C, BLOCK_M], ACC)
+    total = zeros(LAYOUT, BLOCK_C, BLOCK_M, ACC)
     for step in range(tiles_per_split):
-        position = (split * tiles_per_split + step) * BLOCK_M + tl.arange(0, BLOCK_M)
-        offset, mask = tile_offsets(sample, channel, position, channels, spatial, CHANNELS_LAST)
+        offset, mask = tile_offsets(
+            sample, block, split * tiles_per_split + step, channels, spatial,
+            LAYOUT, BLOCK_C, BLOCK_M, PLANE, ALIGN,
+        )  # fmt: skip
         total += tl.load(x_ptr + offset, mask, other=0).to(ACC)
     slot = (sample * splits + split) * channels + channel
-    tl.store(slot_ptr + slot, tl.sum(total, 1) / spatial, channel < channels)
+    sums = channel_sums(total, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
+    tl.store(slot_ptr + slot, sums / spatial, channel < channels)
 
     if counter_ptr is not None:
         if finishes_sample(counter_ptr, sample, blocks * splits):
@@ -61,27 +76,32 @@ def gate_gradient_kernel(
     dy_ptr, x_ptr, slot_ptr, counter_ptr, dg_ptr, g_ptr, dx_ptr,
     z_ptr, w1_ptr, b1_ptr, w2_ptr, dp1_ptr, h_ptr, dp2_ptr, share_ptr,
     channels, spatial, hidden, splits, tiles_per_split,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+    LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
+    ALIGN: tl.constexpr, INT64: tl.constexpr,
     ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_R: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = slot_ptr.dtype.element_ty
     blocks = tl.cdiv(channels, BLOCK_C)
-    sample, block, split = program_index(blocks, splits, REVERSE=False)
+    sample, block, split = program_index(blocks, splits, REVERSE=False, INT64=INT64)
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
     if dx_ptr is not None:
         g = tl.load(g_ptr + sample * channels + channel, channel < channels, other=0)
-    total = tl.zeros([BLOCK_C, BLOCK_M], ACC)
+        g = per_element(g, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
+    total = zeros(LAYOUT, BLOCK_C, BLOCK_M, ACC)
     for step in range(tiles_per_split):
-        position = (split * tiles_per_split + step) * BLOCK_M + tl.arange(0, BLOCK_M)
-        offset, mask = tile_offsets(sample, channel, position, channels, spatial, CHANNELS_LAST)
+        offset, mask = tile_offsets(
+            sample, block, split * tiles_per_split + step, channels, spatial,
+            LAYOUT, BLOCK_C, BLOCK_M, PLANE, ALIGN,
+        )  # fmt: skip
         dy = tl.load(dy_ptr + offset, mask, other=0).to(ACC)
         # x is not read again, dy is.
         x = tl.load(x_ptr + offset, mask, other=0, eviction_policy="evict_first").to(ACC)
         total += dy * x
         if dx_ptr is not None:
-            tl.store(dx_ptr + offset, dy * g[:, None], mask)
+            tl.store(dx_ptr + offset, dy * g, mask)
     slot = (sample * splits + split) * channels + channel
-    tl.store(slot_ptr + slot, tl.sum(total, 1), channel < channels)
+    sums = channel_sums(total, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
+    tl.store(slot_ptr + slot, sums, channel < channels)
 
     if counter_ptr is not None:
         if finishes_sample(counter_ptr, sample, blocks * splits):

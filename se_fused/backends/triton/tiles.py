@@ -1,29 +1,95 @@
-"""Where a tile of a feature map lies in memory, in either layout."""
+"""Where a tile of a feature map lies in memory, and what it knows of its channels.
+
+LAYOUT is one of
+    contiguous      [BLOCK_C, BLOCK_M], positions run fastest
+    channels_last   [BLOCK_C, BLOCK_M], channels run fastest
+    flat            [BLOCK_C · BLOCK_M]: BLOCK_C whole planes of PLANE ≤ BLOCK_M positions as one
+                    run of memory, contiguous layout; its wide accesses need no aligned planes
+"""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def program_index(blocks_per_sample, tiles_per_block, REVERSE: tl.constexpr):
-    """(sample, channel block, tile of the block) of this program, int64; the last runs fastest."""
+def program_index(blocks_per_sample, tiles_per_block, REVERSE: tl.constexpr, INT64: tl.constexpr):
+    """(sample, channel block, tile of the block) of this program; the last runs fastest."""
     program = tl.program_id(0)
     if REVERSE:
         program = tl.num_programs(0) - 1 - program
     block = program // tiles_per_block
-    return (
-        (block // blocks_per_sample).to(tl.int64),
-        (block % blocks_per_sample).to(tl.int64),
-        (program % tiles_per_block).to(tl.int64),
+    sample, block, tile = (
+        block // blocks_per_sample,
+        block % blocks_per_sample,
+        program % tiles_per_block,
     )
+    if INT64:  # offsets are of the type of these
+        sample, block, tile = sample.to(tl.int64), block.to(tl.int64), tile.to(tl.int64)
+    return sample, block, tile
 
 
 @triton.jit
-def tile_offsets(sample, channel, position, channels, spatial, CHANNELS_LAST: tl.constexpr):
-    """Offsets and mask, [BLOCK_C, BLOCK_M], of int64 channels and positions of a sample."""
-    if CHANNELS_LAST:
-        offset = position[None, :] * channels + channel[:, None]
+def tile_offsets(
+    sample, block, tile, channels, spatial,
+    LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
+    ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Offsets into the map and mask of a tile.
+
+    ALIGN divides the extent that runs fastest (flat: the channels). Dividing and multiplying by it
+    shows that to the compiler, which makes accesses as wide as it can prove them aligned.
+    """
+    if LAYOUT == "flat":
+        channels = channels // ALIGN * ALIGN
+        element = tl.arange(0, BLOCK_C * BLOCK_M)
+        offset = block * (BLOCK_C * PLANE) + element
+        mask = (element < BLOCK_C * PLANE) & (offset < channels * PLANE)
+        return sample * channels * PLANE + offset, mask
     else:
-        offset = channel[:, None] * spatial + position[None, :]
-    mask = (channel[:, None] < channels) & (position[None, :] < spatial)
-    return sample * channels * spatial + offset, mask
+        channel = block * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
+        position = tile * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+        if LAYOUT == "channels_last":
+            channels = channels // ALIGN * ALIGN
+            offset = position * channels + channel
+        else:
+            spatial = spatial // ALIGN * ALIGN
+            offset = channel * spatial + position
+        mask = (channel < channels) & (position < spatial)
+        return sample * channels * spatial + offset, mask
+
+
+@triton.jit
+def zeros(LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, ACC: tl.constexpr):
+    """An accumulator for tiles."""
+    if LAYOUT == "flat":
+        return tl.zeros([BLOCK_C * BLOCK_M], ACC)
+    else:
+        return tl.zeros([BLOCK_C, BLOCK_M], ACC)
+
+
+@triton.jit
+def channel_sums(
+    tile,
+    LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
+):  # fmt: skip
+    """A tile, zero where it is masked, summed over positions, [BLOCK_C]."""
+    if LAYOUT == "flat":
+        position = tl.arange(0, BLOCK_M)[None, :]
+        inside = position < PLANE
+        element = tl.arange(0, BLOCK_C)[:, None] * PLANE + tl.where(inside, position, 0)
+        planes = tl.gather(tile, tl.reshape(element, [BLOCK_C * BLOCK_M]), 0)
+        tile = tl.where(inside, tl.reshape(planes, [BLOCK_C, BLOCK_M]), 0)
+    return tl.sum(tile, 1)
+
+
+@triton.jit
+def per_element(
+    values,
+    LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
+):  # fmt: skip
+    """Values of the channels, [BLOCK_C], for each element of a tile."""
+    if LAYOUT == "flat":
+        channel = tl.arange(0, BLOCK_C * BLOCK_M) // PLANE
+        return tl.gather(values, tl.minimum(channel, BLOCK_C - 1), 0)
+    else:
+        return values[:, None]

@@ -1,0 +1,48 @@
+"""What only the Triton backend decides: every decision, forced, gives the same values."""
+
+import pytest
+import torch
+from reference import check
+from shapes import DENSE, LARGE, SHAPES, make_inputs
+from test_ops import OPERATORS, call
+
+from se_fused import plan
+
+launch = pytest.importorskip(
+    "se_fused.backends.triton.launch", reason="triton is not installed; eager and cpp are tested"
+)
+
+
+CASES = {name: {**SHAPES, **LARGE}[name] for name in ("7x7", "3d", "many-samples", "5x157")} | {
+    "flat-7x7": ((2, 72, 7, 7), 4)
+}
+FORCED = {
+    "excitation-between-the-launches": (plan, "excites_in_reduce", lambda *_: False),
+    "excitation-in-the-launch": (plan, "excites_in_reduce", lambda *_: True),
+    "int64-offsets": (launch, "_INT64_FROM", 0),
+    "no-split-planes": (plan, "PROGRAMS_PER_MULTIPROCESSOR", 0),
+    "split-planes": (plan, "PROGRAMS_PER_MULTIPROCESSOR", 1000),
+    "no-flat-tiles": (plan, "ACCESS_BYTES", 1),
+}
+
+
+@pytest.fixture(autouse=True)
+def forget_plans():
+    plan.plan.cache_clear()
+    yield
+    plan.plan.cache_clear()
+
+
+@pytest.mark.usefixtures("poisoned_allocations")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("forced", FORCED.values(), ids=FORCED)
+@pytest.mark.parametrize("layout", DENSE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_values(triton_place, monkeypatch, case, forced, layout, dtype):
+    shape, hidden = case
+    if layout == "channels-last" and len(shape) < 4:
+        pytest.skip("no such layout; contiguous covers the shape")
+    monkeypatch.setattr(*forced)
+    inputs = make_inputs(shape, hidden, triton_place.device, dtype, layout=layout)
+    for operator, (arguments, _) in OPERATORS.items():
+        check(call(operator, arguments(inputs)), inputs)
