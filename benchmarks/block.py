@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from models import SqueezeExcite
 from report import machine, measured_on, write_json, write_readme
-from shapes import BLOCK_SHAPES, CACHED_SHAPES, REDUCTION, TINY_SHAPES
+from maps import BLOCK_SHAPES, CACHED_SHAPES, REDUCTION, TINY_SHAPES
 from timing import medians
 
 from se_fused import FusedSE

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 # Accumulator bytes of one tile: 32 fp32 registers in each of a program's 128 threads.
 TILE_BYTES = 16384
-# Bounds of the block along the contiguous axis: full 128-byte lines, several channels per tile.
-MIN_RUN, MAX_RUN = 64, 1024
+# Bounds of the block along the contiguous axis: full 128-byte lines; not so many positions that few
+# channels are left to a tile, nor so many channels that its gates weigh much beside the map.
+MIN_RUN, MAX_POSITIONS, MAX_CHANNELS = 64, 1024, 256
 # Reduce programs wanted per multiprocessor before the spatial extent is no longer split.
 PROGRAMS_PER_MULTIPROCESSOR = 8
 WARPS = 4
@@ -74,7 +75,7 @@ def tile(
     """
     elements = TILE_BYTES // max(itemsize, 4)
     if channels_last or spatial == 1:
-        block_c = _run(channels)
+        block_c = _run(channels, MAX_CHANNELS)
         block_m = min(next_power_of_2(spatial), elements // block_c)
         return "channels_last", block_c, block_m, alignment(channels)
     align = alignment(spatial)
@@ -84,7 +85,7 @@ def tile(
     if align * itemsize < ACCESS_BYTES and block_c > 0 and 2 * staged <= device.shared_bytes:
         if alignment(min(alignment(channels), block_c) * spatial) > align:
             return "flat", block_c, block_m, alignment(channels)
-    block_m = _run(spatial)
+    block_m = _run(spatial, MAX_POSITIONS)
     return "contiguous", min(next_power_of_2(channels), elements // block_m), block_m, align
 
 
@@ -122,12 +123,12 @@ def alignment(extent: int) -> int:
     return min(extent & -extent, 16)
 
 
-def _run(extent: int) -> int:
+def _run(extent: int, longest: int) -> int:
     """The block along the contiguous axis: least padding, then the longest."""
     if extent <= MIN_RUN:
         return next_power_of_2(extent)
     blocks = [MIN_RUN]
-    while blocks[-1] < MAX_RUN:
+    while blocks[-1] < longest:
         blocks.append(2 * blocks[-1])
     return min(blocks, key=lambda block: (cdiv(extent, block) * block, -block))
 

@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 
 import block  # noqa: E402
 import network  # noqa: E402
+import traffic  # noqa: E402
 
-TABLES = {"block table": (block, "cpu.json"), "network table": (network, "cpu_networks.json")}
+TABLES = {
+    "block table": (block, "cpu.json"),
+    "network table": (network, "cpu_networks.json"),
+    "pass table": (traffic, "traffic.json"),
+}
 
 
 @pytest.mark.parametrize("name, source", TABLES.items(), ids=TABLES)

@@ -1,0 +1,299 @@
+"""Bytes and launches of the Triton kernels, counted in the interpreter, against closed forms.
+
+What loads and stores ask for, before any cache, is the same on a GPU. The order of programs, which
+a GPU is free to choose, is reversed and shuffled.
+"""
+
+import sys
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shapes import DENSE, DTYPES, SHAPES, make_inputs
+
+from se_fused import backends, ops
+
+missing = ops.why_not("triton", torch.device("cpu"))
+if missing:
+    pytest.skip(
+        f"counted by Triton's interpreter: {missing}; SE_FUSED_REQUIRE=triton makes the tests of "
+        "every operator fail instead",
+        allow_module_level=True,
+    )
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import traffic  # noqa: E402
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+from byte_meter import ORDERS, Meter  # noqa: E402
+
+kernels = backends.load("triton")
+
+# Where the excitation runs between the launches, and where inside the first one.
+BETWEEN, INSIDE = "weights-outweigh-the-samples", ("aligned-7x7", "split-planes")
+# (shape of x, hidden width)
+CASES = SHAPES | {
+    "aligned-7x7": ((2, 72, 7, 7), 8),
+    "split-planes": ((1, 5, 40, 40), 2),
+    "ragged-channels": ((2, 67, 5, 7), 9),
+    BETWEEN: ((2, 24, 3, 3), 264),
+}
+MATMULS = ("linear", "addmm", "matmul", "mm")
+WIDTHS = {name: DTYPES[name] for name in ("fp64", "fp32", "bf16")}  # fp16 moves what bf16 does
+
+
+def each(*names):
+    """Parametrises by these cases in every layout they have."""
+    found = {
+        f"{name}-{layout}": (layout, *CASES[name])
+        for name in names
+        for layout in DENSE
+        if layout == "contiguous" or len(CASES[name][0]) > 3
+    }
+    return pytest.mark.parametrize("case", found.values(), ids=found)
+
+
+each_width = pytest.mark.parametrize("dtype", WIDTHS.values(), ids=WIDTHS)
+
+
+def inputs_of(case, dtype=torch.float32):
+    layout, shape, hidden = case
+    return make_inputs(shape, hidden, "cpu", dtype, layout=layout)
+
+
+@triton.jit
+def copy_kernel(x_ptr, y_ptr, size, FROM: tl.constexpr, TO: tl.constexpr, STEP: tl.constexpr):
+    """y = x of a size up to 32, with FROM = TO = 0 and STEP = 16, the elements of a program."""
+    element = tl.program_id(0) * STEP + tl.arange(0, 16)
+    x = tl.load(x_ptr + element + FROM, element < size)
+    tl.store(y_ptr + element + TO, x, element < size)
+
+
+@triton.jit
+def turn_kernel(turn_ptr, counter_ptr):
+    """turn[i, j]: how many programs ran before program (i, j)."""
+    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(turn_ptr + program, tl.atomic_add(counter_ptr, 1))
+
+
+PLANTED = {
+    "none": ((30, 0, 0, 16), []),
+    "load-before": ((30, -1, 0, 16), ["x_ptr: loads outside, 1 times, first at byte -4 of 120"]),
+    "load-after": ((30, 2, 0, 16), ["x_ptr: loads outside, 2 times, first at byte 120 of 120"]),
+    "store-after": (
+        (30, 0, 1, 16),
+        ["y_ptr: stores outside, 1 times, first at byte 120 of 120",
+         "y_ptr: never stored, 1 elements, first at byte 0 of 120"],
+    ),
+    "missed": ((29, 0, 0, 16), ["y_ptr: never stored, 1 elements, first at byte 116 of 120"]),
+    "twice": ((30, 0, 0, 14), ["y_ptr: stored twice, 2 elements, first at byte 56 of 120"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("constants, faults", PLANTED.values(), ids=PLANTED)
+@pytest.mark.parametrize("order", ORDERS)
+def test_meter_tells_planted_faults(constants, faults, order):
+    # x and y lie side by side in a larger storage: what is outside of them is memory all the same.
+    storage = torch.arange(70.0)
+    x, y = storage[5:35], storage[35:65]
+    with Meter(order) as meter:
+        copy_kernel[(2,)](x, y, *constants)
+    assert meter.faults == [f"copy_kernel: {fault}" for fault in faults]
+    around = [*range(35), *range(65, 70)]
+    assert storage[around].tolist() == around
+
+
+def test_meter_tells_accesses_between_the_elements_of_a_view():
+    x, y = torch.zeros(10, 3)[:, 0], torch.zeros(28)
+    with Meter() as meter:
+        copy_kernel[(2,)](x, y, 28, 0, 0, 16)
+    assert meter.faults == ["copy_kernel: x_ptr: loads outside, 18 times, first at byte 4 of 112"]
+
+
+def test_meter_counts_bytes_and_launches():
+    x, y = torch.zeros(2, 30, dtype=torch.float16)
+    turn, counter = torch.zeros(2, 3, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    with Meter() as meter:
+        copy_kernel[(2,)](x, y, 30, 0, 0, 14)
+        turn_kernel[(2, 3)](turn, counter)
+    copy_kernel[(2,)](x, y, 30, 0, 0, 16)  # after the meter
+    found = [(launch.kernel, launch.programs) for launch in meter.launches]
+    assert found == [("copy_kernel", 2), ("turn_kernel", 6)]
+    assert (meter.read(x), meter.read(y), meter.read()) == (64, 0, 64)
+    assert (meter.written(x), meter.written(y), meter.written()) == (0, 64, 64 + 24)
+    assert (meter.updated(counter), meter.updated()) == (24, 24)
+    assert meter.read(unique=True) == 60 and meter.written(y, unique=True) == 60
+    assert meter.updated(unique=True) == 4
+
+
+def test_meter_runs_programs_in_the_order_asked_for():
+    def turns(order):
+        turn = torch.zeros(5, 3, dtype=torch.int32)
+        with Meter(order):
+            turn_kernel[(5, 3)](turn, torch.zeros(1, dtype=torch.int32))
+        return turn.flatten().tolist()
+
+    assert turns("ascending") == list(range(15))
+    assert turns("reversed") == list(range(14, -1, -1))
+    assert turns("shuffled") not in (turns("ascending"), turns("reversed"))
+    assert turns("shuffled") == turns("shuffled")
+    assert sorted(turns("shuffled")) == turns("ascending")
+
+
+def check_traffic(meter, launches, read, written, beside_read, beside_written):
+    """``read``: tensors of which so many launches read each element once and the others nothing.
+    ``written``: the tensor of which one launch writes each element once. Beside them at most so
+    many bytes, and one counter for each program of the first launch."""
+    assert not meter.faults
+    assert len(meter.launches) == launches
+    for tensor, times in read:
+        reading = [operand for operand in meter.operands(tensor) if operand.loads.any()]
+        assert len(reading) == times
+        assert all(np.array_equal(operand.loads, operand.inside) for operand in reading)
+        assert meter.read(tensor) == times * tensor.nbytes
+    [writing] = [operand for operand in meter.operands(written) if operand.stores.any()]
+    assert np.array_equal(writing.stores, writing.inside)
+    assert meter.written(written) == written.nbytes and meter.read(written) == 0
+    assert meter.read() - meter.read(*(tensor for tensor, _ in read)) <= beside_read
+    assert meter.written() - written.nbytes <= beside_written
+    assert meter.updated() <= 4 * meter.launches[0].programs
+
+
+def per_program(meter, t) -> int:
+    """Bytes of [N, C] in t's dtype, for each of a sample's programs: a program needs no more of it
+    than its sample's channels."""
+    return max(ceil(launch.programs / t.shape[0]) for launch in meter.launches) * t.nbytes
+
+
+@each(*CASES)
+@each_width
+def test_squeeze_excite(case, dtype):
+    inputs = inputs_of(case, dtype)
+    with Meter() as meter:
+        y, z, g = kernels.squeeze_excite(*inputs.block)
+    sums = per_program(meter, z)
+    weights = len(z) * sum(w.nbytes for w in inputs.tensors[1:]) * bool(meter.operands(inputs.w1))
+    check_traffic(
+        meter, 2, [(inputs.x, 2)], y,
+        beside_read=sums + weights + per_program(meter, g),
+        beside_written=sums + z.nbytes + g.nbytes,
+    )  # fmt: skip
+
+
+@each(*CASES)
+@each_width
+def test_squeeze_excite_backward(case, dtype):
+    inputs = inputs_of(case, dtype)
+    _, z, g = backends.load("eager").squeeze_excite(*inputs.block)
+    with Meter() as meter:
+        dx, dp1, h, dp2 = kernels.squeeze_excite_backward(
+            inputs.dy, inputs.x, z, g, *inputs.block[1:]
+        )
+    sums = share = per_program(meter, dp2)
+    weights = [inputs.w1, inputs.w1, inputs.b1, inputs.w2]  # W1 for h and for dz
+    weights = len(z) * sum(w.nbytes for w in weights) * bool(meter.operands(inputs.w1))
+    check_traffic(
+        meter, 2, [(inputs.dy, 2), (inputs.x, 1)], dx,
+        beside_read=sums + z.nbytes + g.nbytes + weights + per_program(meter, g) + share,
+        beside_written=sums + 2 * dp2.nbytes + dp1.nbytes + h.nbytes,  # dp2 and its like, dz / M
+    )  # fmt: skip
+
+
+@each(*CASES)
+@each_width
+def test_squeeze_and_rescale(case, dtype):
+    inputs = inputs_of(case, dtype)
+    x, dy = inputs.x, inputs.dy
+    with Meter() as meter:
+        z = kernels.squeeze(x)
+    sums = per_program(meter, z)
+    check_traffic(meter, 1, [(x, 1)], z, beside_read=sums, beside_written=sums)
+    with Meter() as meter:
+        y = kernels.rescale(x, z)
+    check_traffic(meter, 1, [(x, 1)], y, beside_read=per_program(meter, z), beside_written=0)
+    with Meter() as meter:
+        dx, dg = kernels.rescale_backward(dy, x, z)
+    sums = per_program(meter, dg)
+    check_traffic(
+        meter, 1, [(dy, 1), (x, 1)], dx,
+        beside_read=sums + per_program(meter, z), beside_written=sums + dg.nbytes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", DENSE)
+def test_small_tensors_add_less_than_a_tenth_of_a_pass(layout):
+    """Float32 at 56 × 56; their share grows with fewer positions or narrower elements. Planes are
+    split there among programs, so the closed forms are tested with that, too."""
+    inputs = make_inputs((1, 16, 56, 56), 4, "cpu", layout=layout)
+    x = inputs.x.nbytes
+    with Meter() as forward:
+        _, z, g = kernels.squeeze_excite(*inputs.block)
+    with Meter() as backward:
+        kernels.squeeze_excite_backward(inputs.dy, inputs.x, z, g, *inputs.block[1:])
+    assert 3 * x < forward.read() + forward.written() < 3.1 * x
+    assert 4 * x < backward.read() + backward.written() < 4.1 * x
+    assert forward.launches[0].programs > 1 and backward.launches[0].programs > 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_launches_of_the_block(name):
+    """Triton's are two and two. PyTorch's: zeroed counters, or the excitation in between."""
+    inputs = inputs_of(("contiguous", *CASES[name]))
+    with Meter() as triton_forward, traffic.Operators(inputs.x.shape) as forward:
+        _, z, g = kernels.squeeze_excite(*inputs.block)
+    with Meter() as triton_backward, traffic.Operators(inputs.x.shape) as backward:
+        kernels.squeeze_excite_backward(inputs.dy, inputs.x, z, g, *inputs.block[1:])
+    assert len(triton_forward.launches) == len(triton_backward.launches) == 2
+    matmuls = [sum(name in MATMULS for name in found.names) for found in (forward, backward)]
+    if any(matmuls):
+        assert name not in INSIDE
+        assert matmuls == [2, 3]
+    else:
+        assert name != BETWEEN
+        assert forward.names in ([], ["zeros"]) and backward.names in ([], ["zeros"])
+
+
+@each("aligned-7x7", "split-planes", "many-samples", "ragged-channels", "3d", BETWEEN)
+@pytest.mark.usefixtures("poisoned_allocations")
+def test_results_do_not_depend_on_the_order_of_programs(case):
+    inputs = inputs_of(case)
+    x, dy = inputs.x, inputs.dy
+    _, z, g = backends.load("eager").squeeze_excite(*inputs.block)
+
+    def results(order):
+        with Meter(order) as meter:
+            found = [
+                *kernels.squeeze_excite(*inputs.block),
+                *kernels.squeeze_excite_backward(dy, x, z, g, *inputs.block[1:]),
+                kernels.squeeze(x),
+                kernels.rescale(x, g),
+                *kernels.rescale_backward(dy, x, g),
+            ]
+        assert not meter.faults
+        return found
+
+    expected = results("ascending")
+    assert len(expected) == 11
+    for order in ("reversed", "shuffled"):
+        assert all(map(torch.equal, results(order), expected))
+
+
+def test_operators_count_passes():
+    x, gate = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 1, 1)
+    with traffic.Operators(x.shape) as counted:
+        x.mean((2, 3))  # reads x
+        y = x * gate  # reads x, writes y
+        y.transpose(2, 3).detach()  # a view
+        gate.expand(x.shape).sum()  # of a map's shape, but a gate's size
+        torch.empty_like(y).add_(x)  # reads both, writes one
+    assert counted.names == ["mean", "mul", "sum", "add_"]
+    assert counted.passes == 6
+
+
+def test_passes_of_a_training_step():
+    for count, passes in ((traffic.count_eager, [3, 10]), (traffic.count_fused, [3, 4])):
+        found = count((2, 64, 14, 14), 4, "channels_last")
+        assert [found[direction]["passes"] for direction in traffic.DIRECTIONS] == passes
