@@ -20,9 +20,9 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from maps import BLOCK_SHAPES, CACHED_SHAPES, REDUCTION, TINY_SHAPES
 from models import SqueezeExcite
 from report import machine, measured_on, write_json, write_readme
-from maps import BLOCK_SHAPES, CACHED_SHAPES, REDUCTION, TINY_SHAPES
 from timing import medians
 
 from se_fused import FusedSE

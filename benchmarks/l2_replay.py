@@ -3,39 +3,39 @@
     python benchmarks/l2_replay.py [GPU ...]
 
 Replays which tiles the reduce and the apply launch touch, and in which order, through an LRU cache
-of the size of a GPU's L2. Out of the model: sets and slices of the cache, time, everything smaller
+of the size of a GPU's L2. Not in the model: the cache's sets and slices, time, anything smaller
 than a tile, weights and sums.
 """
 
 import sys
 from collections import OrderedDict, deque
+from itertools import islice
 from typing import NamedTuple
 
-TILE_BYTES = 16384  # a tile of an fp32 map, see se_fused/plan.py
-PROGRAMS_PER_MULTIPROCESSOR = 8  # in flight together: 128 threads of up to 64 registers each
-TILES_PER_PROGRAM = 4  # of the reduce launch; a 56×56 plane in blocks of 1024 positions
-MAPS = (0.5, 1, 2, 4)  # sizes of x, in multiples of the cache
-ORDERS = {  # apply: in reverse order? hints?
+TILE_BYTES = 16384  # of an fp32 map, see se_fused/plan.py
+PROGRAMS_PER_MULTIPROCESSOR = 8  # in flight together: 128 threads of 64 registers each
+TILES_PER_PROGRAM = 4  # of the reduce launch: a 56×56 plane in blocks of 1024 positions
+MAPS = (0.5, 1, 2, 4)  # |x| in multiples of the cache
+ORDERS = {  # apply in reverse order?  evict-first for what is not read again?
     "ascending": (False, False),
     "reverse": (True, False),
     "reverse, evict-first": (True, True),
 }
-DIRECTIONS = {  # reduce reads, apply reads, apply writes; the first map is read by both
-    "forward": (("x",), "x", "y"),
-    "backward": (("dy", "x"), "dy", "dx"),
+DIRECTIONS = {  # read by both launches, read by reduce alone, written by apply
+    "forward": ("x", [], "y"),
+    "backward": ("dy", ["x"], "dx"),
 }
 
 
 class Gpu(NamedTuple):
     cache_mib: int  # the last cache in front of DRAM
     multiprocessors: int
-    hints: bool  # whether Triton's evict_first reaches that cache: compute capability 8.0 and up
+    hints: bool  # Triton's evict_first gets there: compute capability 8.0 and up, not 7.5 or AMD
 
 
-# NVIDIA's whitepapers of the Turing, A100, H100 (SXM5) and Ada architectures, and its tuning
-# guides for Ampere and Hopper, sections on L2; B200: chipsandcheese.com/p/
-# nvidias-b200-keeping-the-cuda-juggernaut; MI300X: rocm.docs.amd.com/en/latest/reference/
-# gpu-specs.html (L3; each of its 8 dies has 4 MiB of L2 for itself).
+# NVIDIA's whitepapers of the Turing, A100, H100 (SXM5) and Ada architectures, and its tuning guides
+# for Ampere and Hopper; B200: chipsandcheese.com/p/nvidias-b200-keeping-the-cuda-juggernaut;
+# MI300X: rocm.docs.amd.com/en/latest/reference/gpu-specs.html (L3; an L2 belongs to one die of 8).
 GPUS = {
     "T4": Gpu(4, 40, hints=False),
     "A100": Gpu(40, 108, hints=True),
@@ -46,78 +46,64 @@ GPUS = {
 }
 
 
-class Access(NamedTuple):
-    tile: tuple[str, int]  # map, index
-    store: bool = False
-    evict_first: bool = False
-
-
 class Cache:
-    """LRU, write-back. Tiles touched with evict_first leave before all others, oldest first."""
+    """LRU and write-back, of whole tiles; what is touched evict-first is next to go."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
-        self.reads = self.writes = 0  # of DRAM, in tiles
-        self.kept, self.leaving = OrderedDict(), OrderedDict()  # tile: is it dirty?
+        self.reads = self.writes = 0  # of DRAM
+        self.held = OrderedDict()  # tile: is it dirty?
 
-    def touch(self, access: Access):
-        held = next((q for q in (self.kept, self.leaving) if access.tile in q), None)
-        if held is None:
-            self.reads += not access.store  # a store covers its tile: nothing to fetch
-            if len(self.kept) + len(self.leaving) == self.capacity:
+    def touch(self, tile, store: bool, evict_first: bool):
+        if tile not in self.held:
+            self.reads += not store  # a store covers its tile, nothing is fetched
+            if len(self.held) == self.capacity:
                 self.evict()
-        dirty = access.store or (held is not None and held[access.tile])
-        if held is not None:
-            del held[access.tile]
-        (self.leaving if access.evict_first else self.kept)[access.tile] = dirty
+        self.held[tile] = self.held.pop(tile, False) or store
+        self.held.move_to_end(tile, last=not evict_first)
 
     def evict(self):
-        _, dirty = (self.leaving or self.kept).popitem(last=False)
-        self.writes += dirty
-
-    def flush(self):
-        while self.leaving or self.kept:
-            self.evict()
+        self.writes += self.held.popitem(last=False)[1]
 
 
 def interleave(programs, in_flight: int):
-    """The accesses of the programs, started in order, of which in_flight take turns."""
-    waiting, running = iter(programs), deque()
-    while True:
-        while len(running) < in_flight and (program := next(waiting, None)) is not None:
-            running.append(iter(program))
-        if not running:
-            return
+    """The accesses of the programs, which start in order and take turns, in_flight at a time."""
+    programs = map(iter, programs)
+    running = deque(islice(programs, in_flight))
+    while running:
         program = running.popleft()
-        if (access := next(program, None)) is not None:
+        access = next(program, None)
+        if access is None:
+            running.extendleft(islice(programs, 1))  # the next one takes over its turn
+        else:
             yield access
             running.append(program)
 
 
 def replay(direction, order, tiles, capacity, in_flight=1, tiles_per_program=1):
     """(reads, writes) of DRAM, in multiples of the map's size."""
-    (again, *once), source, target = DIRECTIONS[direction]
+    again, once, target = DIRECTIONS[direction]
     reverse, hints = ORDERS[order]
-    reduce = (
-        [
-            access
-            for tile in range(first, min(first + tiles_per_program, tiles))
-            for access in (
-                Access((again, tile)),
-                *(Access((name, tile), evict_first=hints) for name in once),
-            )
-        ]
-        for first in range(0, tiles, tiles_per_program)
-    )
-    apply = (
-        [Access((source, tile), False, hints), Access((target, tile), True, hints)]
-        for tile in (range(tiles - 1, -1, -1) if reverse else range(tiles))
-    )
+
+    def reduce(tile):
+        yield (again, tile), False, False
+        for name in once:
+            yield (name, tile), False, hints
+
+    def apply(tile):
+        yield (again, tile), False, hints
+        yield (target, tile), True, hints
+
+    rows = (range(tiles)[i : i + tiles_per_program] for i in range(0, tiles, tiles_per_program))
     cache = Cache(capacity)
-    for launch in (reduce, apply):
+    for launch in (
+        ((access for tile in row for access in reduce(tile)) for row in rows),
+        map(apply, reversed(range(tiles)) if reverse else range(tiles)),
+    ):
         for access in interleave(launch, in_flight):
-            cache.touch(access)
-    cache.flush()
+            cache.touch(*access)
+    while cache.held:
+        cache.evict()
     return cache.reads / tiles, cache.writes / tiles
 
 
@@ -126,24 +112,23 @@ def table(name: str) -> str:
     capacity = gpu.cache_mib * 2**20 // TILE_BYTES
     in_flight = gpu.multiprocessors * PROGRAMS_PER_MULTIPROCESSOR
     lines = [
-        f"{name}, {gpu.cache_mib} MiB. Modelled DRAM reads + writes, in multiples of |x|, "
-        "for |x| of",
-        f"{'':32}" + "".join(f"{size:>8}× cache" for size in MAPS),
+        f"{name}, {gpu.cache_mib} MiB: modelled DRAM reads + writes in |x|",
+        f"{'map / cache':32}" + "".join(f"{size:14}" for size in MAPS),
     ]
     for direction in DIRECTIONS:
         for order, (_, hints) in ORDERS.items():
-            if hints and not gpu.hints:
-                continue
-            traffic = (
-                replay(
-                    direction, order, int(size * capacity), capacity, in_flight, TILES_PER_PROGRAM
+            if gpu.hints or not hints:
+                sizes = [int(size * capacity) for size in MAPS]
+                cells = [
+                    replay(direction, order, size, capacity, in_flight, TILES_PER_PROGRAM)
+                    for size in sizes
+                ]
+                lines.append(
+                    f"{direction + ', ' + order:32}"
+                    + "".join(f"{reads:7.2f} + {writes:.2f}" for reads, writes in cells)
                 )
-                for size in MAPS
-            )
-            cells = "".join(f"{reads:>8.2f} + {writes:.2f}" for reads, writes in traffic)
-            lines.append(f"{direction + ', ' + order:32}{cells}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print("\n\n".join(table(name) for name in sys.argv[1:] or GPUS))
+    print("\n\n".join(map(table, sys.argv[1:] or GPUS)))

@@ -1,0 +1,107 @@
+"""Values, bounds and races of every Triton kernel; every case also with its programs shuffled.
+
+How to run it: see ttsem_session.py.
+"""
+
+import importlib
+import pkgutil
+from itertools import product
+
+import pytest
+import torch
+from reference import ACTS, GATES, check
+from shapes import DENSE, make_inputs
+from test_ops import OPERATORS, call
+from triton.runtime import JITFunction
+from ttsem_session import DEVICE
+
+from se_fused.backends import triton as kernels
+from se_fused.backends.triton import launch
+
+pytest_plugins = ["ttsem_session"]
+
+# (shape of x, hidden width)
+SHAPES = {
+    "7x7": ((3, 33, 7, 7), 8),
+    "ragged-channels": ((2, 70, 5, 14), 5),
+    "wide-1x1": ((5, 20, 1, 1), 7),
+    "wide-7x7": ((2, 20, 7, 7), 65),
+    "split": ((2, 9, 40, 41), 3),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TILE_LAYOUTS = ("contiguous", "channels_last", "flat")
+
+
+def run(operator: str, inputs, monkeypatch):
+    arguments = OPERATORS[operator][0](inputs)
+    found = call(operator, arguments, kernels)
+    check(found, inputs)
+    monkeypatch.setenv("TTSEM_GRID_ORDER", "shuffle:0")
+    for name, result in call(operator, arguments, kernels).items():
+        assert torch.equal(result, found[name]), f"{name} depends on the order of the programs"
+
+
+each_operator = pytest.mark.parametrize("operator", OPERATORS)
+each_block_operator = pytest.mark.parametrize(
+    "operator", ["squeeze_excite", "squeeze_excite_backward"]
+)
+each_layout = pytest.mark.parametrize("layout", DENSE)
+
+
+@each_operator
+@each_layout
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape, hidden", SHAPES.values(), ids=SHAPES)
+def test_values_bounds_and_races(monkeypatch, operator, layout, dtype, shape, hidden):
+    run(operator, make_inputs(shape, hidden, "cuda", dtype, layout=layout), monkeypatch)
+
+
+@each_block_operator
+@each_layout
+@pytest.mark.parametrize("shape, hidden", SHAPES.values(), ids=SHAPES)
+def test_excitation_between_the_launches(monkeypatch, operator, layout, shape, hidden):
+    without_l2 = DEVICE._replace(l2_bytes=0)  # no place for the weights
+    monkeypatch.setattr(launch, "device_of", lambda x: without_l2)
+    run(operator, make_inputs(shape, hidden, "cuda", layout=layout), monkeypatch)
+
+
+@each_block_operator
+@pytest.mark.parametrize("act, gate", list(zip(ACTS, [*GATES, "sigmoid"])))
+def test_activations_without_biases(monkeypatch, operator, act, gate):
+    inputs = make_inputs((2, 9, 5, 7), 4, "cuda", act=act, gate=gate, biases=False)
+    run(operator, inputs, monkeypatch)
+
+
+@pytest.mark.parametrize("operator", ["squeeze", "squeeze_excite", "squeeze_excite_backward"])
+@each_layout
+def test_programs_share_the_sums_of_a_large_plane(races, operator, layout):
+    """Were it not so, the cases named "split" above would not be what they say."""
+    inputs = make_inputs(*SHAPES["split"], "cuda", layout=layout)
+    call(operator, OPERATORS[operator][0](inputs), kernels)
+    assert races.excused > 0
+
+
+def test_every_kernel_is_launched_in_every_layout(monkeypatch):
+    modules = [
+        importlib.import_module(f"{kernels.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(kernels.__path__)
+    ]
+    names = {
+        value.__name__
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, JITFunction) and value.__name__.endswith("_kernel")
+    }
+    launched, run_kernel = set(), JITFunction.run
+
+    def record(kernel, *args, **kwargs):
+        launched.add((kernel.__name__, kwargs["LAYOUT"]))
+        return run_kernel(kernel, *args, **kwargs)
+
+    monkeypatch.setattr(JITFunction, "run", record)
+    for layout in DENSE:
+        for shape, hidden in SHAPES.values():
+            inputs = make_inputs(shape, hidden, "cuda", layout=layout)
+            for operator, (arguments, _) in OPERATORS.items():
+                call(operator, arguments(inputs), kernels)
+    assert launched == set(product(names, TILE_LAYOUTS))
