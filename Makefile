@@ -1,13 +1,14 @@
-# make demo    train an SE network twice, eager and fused, and compare   (sets up .venv)
-# make test    the test suite                                           (sets up .venv)
-# make lint    ruff
-# make clean   remove .venv and what was built
+# make demo      train an SE network twice, eager and fused, and compare   (sets up .venv)
+# make test      the test suite                                           (sets up .venv)
+# make sanitize  the CUDA kernels on the CPU under sanitizers              (sets up .venv)
+# make lint      ruff
+# make clean     remove .venv and what was built
 
 PYTHON ?= python3
 BIN := .venv/bin
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test lint clean
+.PHONY: demo test sanitize lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -17,6 +18,11 @@ demo: .venv/ready
 test: export SE_FUSED_REQUIRE ?= cpp,triton
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+sanitize: .venv/ready
+	SE_FUSED_SANITIZER=address $(BIN)/python -m pytest -q tests/test_cuda_kernels.py
+	SE_FUSED_SANITIZER=thread $(BIN)/python -m pytest -q tests/test_cuda_kernels.py
+	SE_FUSED_SANITIZER=initialised $(BIN)/python -m pytest -q tests/test_cuda_kernels.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -2,13 +2,24 @@
 // Codes are positions in ACTS and GATES of se_fused/activations.py.
 #pragma once
 
+#ifdef __CUDACC__
+#define SE_FUSED_HOST_DEVICE __host__ __device__
+#define SE_FUSED_MATH(function) ::function
+#else
+#define SE_FUSED_HOST_DEVICE
+#define SE_FUSED_MATH(function) __builtin_##function
+#endif
+
 namespace se_fused {
 
 enum class Act { identity, relu, silu, hardswish, leaky_relu, gelu };
 enum class Gate { identity, relu, sigmoid, hardsigmoid, tanh };
 
 // exp in float, vectorisable: 2^n · e^r with |r| <= ln2/2, minimax polynomial, within 2 ulp.
-inline float exponential(float x) {
+SE_FUSED_HOST_DEVICE inline float exponential(float x) {
+#ifdef __CUDA_ARCH__
+  return expf(x);
+#else
   x = x < -87.3f ? -87.3f : (x > 88.3f ? 88.3f : x);
   const float shifted = x * 1.44269504f + 12582912.0f;  // n in the low mantissa bits
   const float n = shifted - 12582912.0f;
@@ -27,27 +38,28 @@ inline float exponential(float x) {
   bits.f = shifted;
   scale.i = static_cast<int>(static_cast<unsigned>(bits.i) << 23) + 0x3f800000;
   return p * scale.f;
+#endif
 }
-inline double exponential(double x) { return __builtin_exp(x); }
+SE_FUSED_HOST_DEVICE inline double exponential(double x) { return SE_FUSED_MATH(exp)(x); }
 
-inline float error_function(float x) { return __builtin_erff(x); }
-inline double error_function(double x) { return __builtin_erf(x); }
+SE_FUSED_HOST_DEVICE inline float error_function(float x) { return SE_FUSED_MATH(erff)(x); }
+SE_FUSED_HOST_DEVICE inline double error_function(double x) { return SE_FUSED_MATH(erf)(x); }
 // In double: 1 - g² of a saturated gate magnifies every error of g.
-inline float hyperbolic_tangent(float x) { return static_cast<float>(__builtin_tanh(x)); }
-inline double hyperbolic_tangent(double x) { return __builtin_tanh(x); }
+SE_FUSED_HOST_DEVICE inline float hyperbolic_tangent(float x) { return static_cast<float>(SE_FUSED_MATH(tanh)(x)); }
+SE_FUSED_HOST_DEVICE inline double hyperbolic_tangent(double x) { return SE_FUSED_MATH(tanh)(x); }
 
 template <class A>
-inline A clamp(A x, A low, A high) {  // a NaN stays
+SE_FUSED_HOST_DEVICE inline A clamp(A x, A low, A high) {  // a NaN stays
   return x < low ? low : (x > high ? high : x);
 }
 
 template <class A>
-inline A sigmoid(A x) {
+SE_FUSED_HOST_DEVICE inline A sigmoid(A x) {
   return A(1) / (A(1) + exponential(-x));
 }
 
 template <class A>
-inline A apply(Act act, A p) {
+SE_FUSED_HOST_DEVICE inline A apply(Act act, A p) {
   switch (act) {
     case Act::relu: return p < 0 ? A(0) : p;
     case Act::silu: return p * sigmoid(p);
@@ -60,7 +72,7 @@ inline A apply(Act act, A p) {
 
 // act'(p), from the value before the activation.
 template <class A>
-inline A derivative(Act act, A p) {
+SE_FUSED_HOST_DEVICE inline A derivative(Act act, A p) {
   switch (act) {
     case Act::relu: return p > 0 ? A(1) : A(0);
     case Act::silu: {
@@ -77,7 +89,7 @@ inline A derivative(Act act, A p) {
 }
 
 template <class A>
-inline A apply(Gate gate, A p) {
+SE_FUSED_HOST_DEVICE inline A apply(Gate gate, A p) {
   switch (gate) {
     case Gate::relu: return p < 0 ? A(0) : p;
     case Gate::sigmoid: return sigmoid(p);
@@ -89,7 +101,7 @@ inline A apply(Gate gate, A p) {
 
 // gate'(p), from the gate's output g = gate(p).
 template <class A>
-inline A derivative(Gate gate, A g) {
+SE_FUSED_HOST_DEVICE inline A derivative(Gate gate, A g) {
   switch (gate) {
     case Gate::relu: return g > 0 ? A(1) : A(0);
     case Gate::sigmoid: return g * (A(1) - g);

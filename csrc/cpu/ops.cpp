@@ -1,25 +1,16 @@
 // The CPU bodies of the operators: from tensors to pointers, and a switch over element types.
 #include <string>
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
+#include "../tensors.h"
 #include "block.h"
 #include "memory.h"
 
 namespace se_fused::cpu {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
 Shape shape_of(const Tensor& x) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() >= 2, "x must be a CPU tensor [N, C, *spatial]");
-  Shape s{x.size(0), x.size(1), 1, !x.is_contiguous()};
-  for (int64_t d = 2; d < x.dim(); ++d) s.positions *= x.size(d);
-  return s;
+  return {x.size(0), x.size(1), positions_of(x), !x.is_contiguous()};
 }
 
 template <class T>
@@ -45,27 +36,17 @@ T* write(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// A fresh CPU tensor. Straight from the C shim: a third of what a call through the dispatcher costs.
-Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t dims, ScalarType dtype) {
-  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims, sizes, strides, code, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
 // An output like x, on huge pages if it is large.
 template <class T>
 Tensor map_like(const Tensor& x) {
-  Tensor out = empty(x.sizes().data(), x.strides().data(), x.dim(), x.scalar_type());
+  Tensor out = empty_map(x);
   advise_huge_pages(out.mutable_data_ptr(), out.numel() * static_cast<int64_t>(sizeof(T)));
   return out;
 }
 
 template <class T>
 Tensor per_sample(const Tensor& x, int64_t width) {
-  const int64_t sizes[] = {x.size(0), width}, strides[] = {width, 1};
-  return empty(sizes, strides, 2, dtype_of<acc_t<T>>);
+  return empty_per_sample(x, width, dtype_of<acc_t<T>>);
 }
 
 // body(T{}) for the element type of x.

@@ -1,4 +1,4 @@
-"""The compiled extension ``se_fused._C``: C++ for CPU tensors."""
+"""The compiled extension ``se_fused._C``: C++ for CPU tensors, CUDA C++ for CUDA tensors."""
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from se_fused.activations import ACTS, GATES
 _ops = torch.ops.se_fused_cpp
 fakes.register("se_fused_cpp")
 OPERATORS = True
+_MIN_CAPABILITY = (7, 5)
 
 _ACT_CODES = {name: code for code, name in enumerate(ACTS)}
 _GATE_CODES = {name: code for code, name in enumerate(GATES)}
@@ -21,8 +22,16 @@ cpu_capability = _ops.cpu_capability.default
 
 
 def unavailable(device: torch.device) -> str | None:
-    if device.type != "cpu":
-        return f"it has no {device.type} kernels yet"
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"it has no {device.type} kernels"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("se_fused_cpp::squeeze", "CUDA"):
+        return "the extension was built without CUDA: no toolkit was found, or SE_FUSED_CUDA=0"
+    if not torch.cuda.is_available():
+        return "torch.cuda.is_available() is False"
+    if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+        return "compute capability 7.5 or higher is needed"
     return None
 
 

@@ -1,0 +1,225 @@
+// The CUDA bodies of the operators: from tensors to pointers. Built where a CUDA toolkit is found.
+// Every body: check → empty early-out → device guard → current stream → launch → launch check.
+#include <dlfcn.h>
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../tensors.h"
+#include "kernels.h"
+
+namespace se_fused::cuda {
+
+const Launches& launches_fp64();
+const Launches& launches_fp32();
+const Launches& launches_bf16();
+const Launches& launches_fp16();
+
+const Launches& launches(Type type) {
+  switch (type) {
+    case Type::fp64: return launches_fp64();
+    case Type::fp32: return launches_fp32();
+    case Type::bf16: return launches_bf16();
+    default: return launches_fp16();
+  }
+}
+
+namespace {
+
+// The current stream, from torch's CUDA library: looked up at run time, so that this library loads
+// in a torch without CUDA too.
+void* current_stream(int32_t device) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const auto get =
+      reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  STD_TORCH_CHECK(get != nullptr, "se_fused_cpp: this torch has no CUDA streams");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  return stream;
+}
+
+Type type_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Double: return Type::fp64;
+    case ScalarType::Float: return Type::fp32;
+    case ScalarType::BFloat16: return Type::bf16;
+    case ScalarType::Half: return Type::fp16;
+    default: STD_TORCH_CHECK(false, "x must be float64, float32, bfloat16 or float16");
+  }
+}
+
+// One operator call: its tensors checked and turned to pointers, and what it launches.
+class Operation {
+ public:
+  explicit Operation(const Tensor& x) : x_(x), acc_(accumulator_dtype(x)), type_(type_of(x)) {
+    STD_TORCH_CHECK(x.is_cuda() && x.dim() >= 2, "x must be a CUDA tensor [N, C, *spatial]");
+    call.samples = x.size(0);
+    call.positions = positions_of(x);
+    STD_TORCH_CHECK(
+        x.size(1) < INT32_MAX && call.positions < INT32_MAX,
+        "se_fused_cpp: more than 2^31 channels or positions");
+    call.channels = static_cast<int>(x.size(1));
+    call.channels_last = !x.is_contiguous() || call.positions == 1;
+    call.x = x.const_data_ptr();
+  }
+
+  bool empty() const { return x_.numel() == 0; }
+
+  Tensor map() const { return empty_map(x_); }
+  Tensor per_sample(int64_t width) const { return empty_per_sample(x_, width, acc_); }
+
+  const void* map_like_x(const Tensor& t) const {
+    return checked(t, x_.numel(), x_.scalar_type());
+  }
+  // A state that an earlier operator gave out; the kernels only read it.
+  void* state(const Tensor& t, int64_t width) const {
+    return const_cast<void*>(checked(t, x_.size(0) * width, acc_));
+  }
+
+  void set_weights(
+      const Tensor& w1, const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+      int64_t act, int64_t gate) {
+    const int64_t channels = x_.size(1), hidden = w1.size(0);
+    call.w1 = weight(w1, channels * hidden);
+    call.b1 = weight(b1, hidden);
+    call.w2 = weight(w2, channels * hidden);
+    call.b2 = weight(b2, channels);
+    call.hidden = static_cast<int>(hidden);
+    call.act = static_cast<Act>(act);
+    call.gate = static_cast<Gate>(gate);
+  }
+
+  // Sums, then the rescale where there is an output for it.
+  void run(Summed summed, bool excites, bool rescales) {
+    const torch::stable::accelerator::DeviceGuard guard(x_.get_device_index());
+    call.stream = current_stream(x_.get_device_index());
+    const Launches& launch = launches(type_);
+    const Scratch scratch = launch.scratch(call, summed, excites);
+    if (scratch.slots == 0) {
+      launch.reduce(call, summed, excites, nullptr, nullptr);
+    } else {
+      const int64_t one = 1;
+      const Tensor slots = empty_beside(x_, &scratch.slots, &one, 1, acc_);
+      Tensor counters = empty_beside(x_, &scratch.counters, &one, 1, ScalarType::Int);
+      torch::stable::zero_(counters);
+      launch.reduce(
+          call, summed, excites, slots.mutable_data_ptr(), counters.mutable_data_ptr());
+    }
+    if (rescales) launch.rescale(call);
+  }
+
+  void rescale() {
+    const torch::stable::accelerator::DeviceGuard guard(x_.get_device_index());
+    call.stream = current_stream(x_.get_device_index());
+    launches(type_).rescale(call);
+  }
+
+  Call call{};
+
+ private:
+  const void* checked(const Tensor& t, int64_t count, ScalarType dtype) const {
+    STD_TORCH_CHECK(
+        t.is_cuda() && t.get_device_index() == x_.get_device_index() && t.numel() == count &&
+            t.scalar_type() == dtype,
+        "se_fused_cpp: a tensor has the wrong device, size or dtype");
+    return t.const_data_ptr();
+  }
+
+  Weight weight(const OptionalTensor& t, int64_t count) {
+    if (!t) return {nullptr, false};
+    const bool is_acc = t->scalar_type() == acc_;
+    const Tensor dense = t->is_contiguous() ? *t : torch::stable::contiguous(*t);
+    kept_.push_back(dense);
+    return {checked(dense, count, is_acc ? acc_ : x_.scalar_type()), is_acc};
+  }
+
+  const Tensor& x_;
+  ScalarType acc_;
+  Type type_;
+  std::vector<Tensor> kept_;  // copies of weights, until the launches are queued
+};
+
+Tensor squeeze(const Tensor& x) {
+  Operation op(x);
+  Tensor z = op.per_sample(x.size(1));
+  if (op.empty()) return torch::stable::fill_(z, NAN);
+  op.call.z = z.mutable_data_ptr();
+  op.run(Summed::values, false, false);
+  return z;
+}
+
+Tensor rescale(const Tensor& x, const Tensor& g) {
+  Operation op(x);
+  Tensor y = op.map();
+  if (op.empty()) return y;
+  op.call.g = op.state(g, x.size(1));
+  op.call.y = y.mutable_data_ptr();
+  op.rescale();
+  return y;
+}
+
+std::tuple<Tensor, Tensor> rescale_backward(const Tensor& dy, const Tensor& x, const Tensor& g) {
+  Operation op(x);
+  Tensor dx = op.map(), dg = op.per_sample(x.size(1));
+  if (op.empty()) return {dx, torch::stable::zero_(dg)};
+  op.call.dy = op.map_like_x(dy);
+  op.call.g = op.state(g, x.size(1));
+  op.call.dx = dx.mutable_data_ptr();
+  op.call.dg = dg.mutable_data_ptr();
+  op.run(Summed::products_rescaled, false, false);
+  return {dx, dg};
+}
+
+std::tuple<Tensor, Tensor, Tensor> squeeze_excite(
+    const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
+    const OptionalTensor& b2, int64_t act, int64_t gate) {
+  Operation op(x);
+  op.set_weights(w1, b1, w2, b2, act, gate);
+  Tensor y = op.map(), z = op.per_sample(x.size(1)), g = op.per_sample(x.size(1));
+  if (op.empty()) return {y, torch::stable::fill_(z, NAN), torch::stable::fill_(g, NAN)};
+  const Tensor h = op.per_sample(w1.size(0));
+  op.call.y = y.mutable_data_ptr();
+  op.call.z = z.mutable_data_ptr();
+  op.call.g = g.mutable_data_ptr();
+  op.call.h = h.mutable_data_ptr();
+  op.run(Summed::values, true, true);
+  return {y, z, g};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& z, const Tensor& g, const Tensor& w1,
+    const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2, int64_t act,
+    int64_t gate) {
+  Operation op(x);
+  op.set_weights(w1, b1, w2, b2, act, gate);
+  const int64_t channels = x.size(1), hidden = w1.size(0);
+  Tensor dx = op.map(), dp1 = op.per_sample(hidden), h = op.per_sample(hidden);
+  Tensor dp2 = op.per_sample(channels);
+  if (op.empty()) {
+    torch::stable::zero_(dp1);
+    torch::stable::zero_(h);
+    return {dx, dp1, h, torch::stable::zero_(dp2)};
+  }
+  const Tensor dg = op.per_sample(channels), share = op.per_sample(channels);
+  op.call.dy = op.map_like_x(dy);
+  op.call.z = op.state(z, channels);
+  op.call.g = op.state(g, channels);
+  op.call.dx = dx.mutable_data_ptr();
+  op.call.dp1 = dp1.mutable_data_ptr();
+  op.call.h = h.mutable_data_ptr();
+  op.call.dp2 = dp2.mutable_data_ptr();
+  op.call.dg = dg.mutable_data_ptr();
+  op.call.share = share.mutable_data_ptr();
+  op.run(Summed::products, true, true);
+  return {dx, dp1, h, dp2};
+}
+
+}  // namespace
+}  // namespace se_fused::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(se_fused_cpp, CUDA, m) {
+  m.impl("squeeze", TORCH_BOX(&se_fused::cuda::squeeze));
+  m.impl("rescale", TORCH_BOX(&se_fused::cuda::rescale));
+  m.impl("rescale_backward", TORCH_BOX(&se_fused::cuda::rescale_backward));
+  m.impl("squeeze_excite", TORCH_BOX(&se_fused::cuda::squeeze_excite));
+  m.impl("squeeze_excite_backward", TORCH_BOX(&se_fused::cuda::squeeze_excite_backward));
+}

@@ -1,0 +1,52 @@
+// Tensors of the stable ABI, as the bodies of the operators need them on any device.
+#pragma once
+
+#include <optional>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+namespace se_fused {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// A fresh tensor on x's device. Straight from the C shim: a third of what a call through the
+// dispatcher costs.
+inline Tensor empty_beside(
+    const Tensor& x, const int64_t* sizes, const int64_t* strides, int64_t dims,
+    ScalarType dtype) {
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dims, sizes, strides, code, device_type, x.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// An uninitialised tensor like the map x: its shape, dtype and layout.
+inline Tensor empty_map(const Tensor& x) {
+  return empty_beside(x, x.sizes().data(), x.strides().data(), x.dim(), x.scalar_type());
+}
+
+// [N, width]
+inline Tensor empty_per_sample(const Tensor& x, int64_t width, ScalarType dtype) {
+  const int64_t sizes[] = {x.size(0), width}, strides[] = {width, 1};
+  return empty_beside(x, sizes, strides, 2, dtype);
+}
+
+inline ScalarType accumulator_dtype(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline int64_t positions_of(const Tensor& x) {
+  int64_t positions = 1;
+  for (int64_t d = 2; d < x.dim(); ++d) positions *= x.size(d);
+  return positions;
+}
+
+}  // namespace se_fused
