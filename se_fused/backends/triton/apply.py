@@ -17,6 +17,7 @@ TUNING_KEY = ("channels", "spatial", "LAYOUT")
 # Tiles are visited in the reverse of the reduce launch's order, so that what was read last, and is
 # still in cache, is read first; nothing of this pass is worth keeping there.
 # Reads x and g once, writes y once.
+# Budget: 128 registers, 2 KB of shared memory.
 @triton.jit
 def rescale_kernel(
     x_ptr, g_ptr, share_ptr, y_ptr, channels, spatial,

@@ -1,0 +1,292 @@
+"""Compiles what the package launches, for GPUs that need not be there, and reads the machine code.
+
+    python tests/compiled.py                       the selection of the test suite, as a table
+    python tests/compiled.py --all                 every case and dtype for every target
+    python tests/compiled.py sm_90 --dtypes bf16   a part of it; --json: one row a line
+
+One number of warps a kernel, the plan's; with SE_FUSED_AUTOTUNE=1 all that the autotuner tries.
+Exit status 1 where a kernel breaks a rule of ``tests/test_compiled_code.py``.
+
+The functions of the Triton backend run on CPU tensors whose memory nobody touches. Triton sees a
+driver that names the target, and a launch stops once the kernel is compiled: so each kernel is
+compiled for just the arguments that a launch on that GPU would pass.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import NamedTuple
+from unittest.mock import patch
+
+import torch
+from machine_code import exact_lines, machine_code
+from shapes import DTYPES
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.compiler import CompiledKernel
+from triton.runtime import JITFunction, driver
+from triton.runtime.autotuner import Autotuner
+
+from se_fused.plan import Device
+
+KB, MB = 1 << 10, 1 << 20
+TARGETS = {  # with the properties of a card of the kind
+    "sm_75": (GPUTarget("cuda", 75, 32), Device(40, 4 * MB, 64 * KB)),  # T4
+    "sm_80": (GPUTarget("cuda", 80, 32), Device(108, 40 * MB, 163 * KB)),  # A100
+    "sm_90": (GPUTarget("cuda", 90, 32), Device(132, 50 * MB, 227 * KB)),  # H100
+    "sm_100": (GPUTarget("cuda", 100, 32), Device(148, 126 * MB, 227 * KB)),  # B200
+    "sm_120": (GPUTarget("cuda", 120, 32), Device(170, 96 * MB, 99 * KB)),  # RTX 5090
+    "gfx942": (GPUTarget("hip", "gfx942", 64), Device(304, 4 * MB, 64 * KB)),  # MI300X
+    "gfx1100": (GPUTarget("hip", "gfx1100", 32), Device(48, 6 * MB, 64 * KB)),  # RX 7900 XTX
+}
+
+
+class Case(NamedTuple):
+    shape: tuple[int, ...]
+    channels_last: bool
+    inside: int | None  # hidden width of an excitation in the reduce launch
+    between: int | None  # and of one between the launches
+    act: str = "relu"
+    gate: str = "sigmoid"
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+    wide: bool = True  # whether every access of the map can be 16 bytes
+
+
+CASES = {
+    "contiguous-56x56": Case((32, 256, 56, 56), False, 16, 512),
+    "channels-last-56x56": Case((32, 256, 56, 56), True, 16, 512),
+    "contiguous-14x14": Case((8, 256, 14, 14), False, 16, 512),
+    "contiguous-7x7": Case((8, 512, 7, 7), False, 8, 512),
+    "contiguous-7x7-2048-channels": Case((32, 2048, 7, 7), False, None, 128),
+    "channels-last-7x7": Case((8, 512, 7, 7), True, 8, 512),
+    "channels-last-28x28-120-channels": Case((8, 120, 28, 28), True, 32, None),
+    "wide-excitation": Case((8, 128, 28, 28), False, 256, None, "gelu", "tanh"),
+    # Odd planes too large for several to a tile.
+    "contiguous-95x95": Case((8, 160, 95, 95), False, 8, None, wide=False),
+    "contiguous-int64": Case((2700, 256, 56, 56), False, 16, None, dtypes=("bf16",)),
+    "channels-last-int64": Case((2700, 256, 56, 56), True, 16, None, dtypes=("bf16",)),
+}
+EVERYDAY = {  # the selection of the test suite
+    "targets": ["sm_80", "sm_90", "gfx942"],
+    "dtypes": ["fp32", "bf16"],
+    "cases": list(CASES)[:4],
+}
+
+Accesses = dict[str, dict[str, int]]  # {"load x": {"128": 4}}: instructions by width in bits
+
+
+class Row(NamedTuple):
+    """One kernel, compiled for one launch."""
+
+    target: str
+    dtype: str
+    case: str
+    operation: str
+    kernel: str
+    warps: int
+    seconds: float  # of processor time, to compile
+    registers: int
+    spills: int
+    spills_in_loops: int
+    scratch: int
+    shared: int
+    map: Accesses  # of the feature maps
+    other: Accesses  # of everything else
+    unseen: list[str]  # feature maps without an access
+
+
+def rows(targets, dtypes, cases) -> Iterator[Row]:
+    """Every kernel that the operations launch, once each."""
+    for target in targets:
+        for dtype in dtypes:
+            for name in cases:
+                if dtype in CASES[name].dtypes:
+                    yield from _rows(target, dtype, name)
+
+
+def _rows(target: str, dtype: str, name: str) -> Iterator[Row]:
+    case, seen = CASES[name], set()
+    for operation, call in operations(case, DTYPES[dtype]):
+        with compiling(target) as launches:
+            call()
+        for launch in launches:
+            if launch.compiled.hash not in seen:
+                seen.add(launch.compiled.hash)
+                yield row(launch, torch.Size(case.shape), target, dtype, name, operation)
+
+
+def operations(case: Case, dtype: torch.dtype):
+    """(name, call) of every function of the backend."""
+    from se_fused.backends import triton as backend
+
+    form = torch.channels_last if case.channels_last else torch.contiguous_format
+    x, dy = (torch.empty(case.shape, dtype=dtype, memory_format=form) for _ in range(2))
+    acc = torch.promote_types(dtype, torch.float32)
+    samples, channels = case.shape[:2]
+    z, g = (torch.zeros(samples, channels, dtype=acc) for _ in range(2))
+    for where, hidden in (("inside", case.inside), ("between", case.between)):
+        if hidden is None:
+            continue
+        sizes = (hidden, channels), (hidden,), (channels, hidden), (channels,)
+        block = *(torch.zeros(size, dtype=dtype) for size in sizes), case.act, case.gate
+        yield f"squeeze_excite {where}", lambda b=block: backend.squeeze_excite(x, *b)
+        yield (
+            f"squeeze_excite_backward {where}",
+            lambda b=block: backend.squeeze_excite_backward(dy, x, z, g, *b),
+        )
+    yield "squeeze", lambda: backend.squeeze(x)
+    yield "rescale", lambda: backend.rescale(x, g)
+    yield "rescale_backward", lambda: backend.rescale_backward(dy, x, g)
+
+
+class Launch(NamedTuple):
+    kernel: str
+    arguments: dict
+    compiled: CompiledKernel
+    seconds: float
+
+
+@contextmanager
+def compiling(target: str) -> Iterator[list[Launch]]:
+    """Inside, launches end when the kernel is compiled for the target and join the list. A kernel
+    with an autotuner is compiled for each of its configurations."""
+    from se_fused.backends.triton import launch
+
+    launches = []
+    gpu, device = TARGETS[target]
+    run, make_cubin = JITFunction.run, CUDABackend.make_cubin
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        start = _processor_seconds()
+        compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+        seconds = _processor_seconds() - start
+        named = {name: value for name, value in kwargs.items() if name in self.arg_names}
+        arguments = inspect.signature(self.fn).bind(*args, **named).arguments
+        launches.append(Launch(self.fn.__name__, arguments, compiled, seconds))
+
+    def compile_each(self, *args, **kwargs):
+        for config in self.configs:
+            self.fn.run(*args, **kwargs, **config.all_kwargs())
+
+    def exact_cubin(self, ptx, *rest):
+        return make_cubin(self, exact_lines(ptx), *rest)
+
+    driver.set_active(_Driver(gpu))
+    with (
+        patch.object(JITFunction, "run", compile_only),
+        patch.object(Autotuner, "run", compile_each),
+        patch.object(CUDABackend, "make_cubin", exact_cubin),
+        patch.object(launch, "device_of", lambda x: device),
+    ):
+        yield launches
+
+
+class _Driver:
+    """What Triton asks of a driver before a launch."""
+
+    def __init__(self, target: GPUTarget):
+        self.target = target
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return str(self.target)  # a key of Triton's caches
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def _processor_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def row(launch: Launch, shape: torch.Size, *labels: str) -> Row:
+    """Labels: target, dtype, case, operation."""
+    code = machine_code(launch.compiled)
+    maps = {
+        name
+        for name, value in launch.arguments.items()
+        if isinstance(value, torch.Tensor) and value.numel() == shape.numel()
+    }
+    of_map, other = {}, {}
+    for (kind, argument, bits), count in sorted(code.accesses.items()):
+        kept = of_map if argument in maps else other
+        kept.setdefault(f"{kind} {argument.replace('_ptr', '')}", {})[str(bits)] = count
+    unseen = sorted(maps - {access.argument for access in code.accesses})
+    warps = launch.compiled.metadata.num_warps
+    seconds = round(launch.seconds, 2)
+    return Row(*labels, launch.kernel, warps, seconds, *code[:-1], of_map, other, unseen)
+
+
+def table(found: list[Row]) -> str:
+    """The rows as text; accesses as instructions × bits, those of feature maps first."""
+    columns = ("target", "dtype", "case", "operation", "kernel", "warps", "seconds")
+    columns += ("registers", "spills", "scratch", "shared")
+    lines = [(*columns, "accesses: feature maps; others")]
+    for row in found:
+        cells = (str(getattr(row, column)) for column in columns)
+        lines.append((*cells, f"{_text(row.map)}; {_text(row.other)}"))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
+    )
+
+
+def _text(accesses: Accesses) -> str:
+    return ", ".join(
+        f"{name} " + "+".join(f"{count}×{bits}" for bits, count in by_width.items())
+        for name, by_width in accesses.items()
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("targets", nargs="*", metavar="target", help=", ".join(TARGETS))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES)
+    parser.add_argument("--cases", nargs="+", choices=CASES)
+    parser.add_argument("--all", action="store_true", help="where nothing else is said: all of it")
+    parser.add_argument("--json", action="store_true", help="rows alone, one a line, not judged")
+    options = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 leaves nothing to compile: unset it")
+    if unknown := set(options.targets) - set(TARGETS):
+        parser.error(f"unknown target {', '.join(sorted(unknown))}; known are {', '.join(TARGETS)}")
+    everything = {"targets": list(TARGETS), "dtypes": list(DTYPES), "cases": list(CASES)}
+    default = everything if options.all else EVERYDAY
+    selection = [getattr(options, name) or default[name] for name in default]
+    os.environ.setdefault("SE_FUSED_AUTOTUNE", "0")
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        if options.json:
+            for found in rows(*selection):
+                print(json.dumps(found._asdict()), flush=True)
+            return 0
+        found = list(rows(*selection))
+    return report(found)
+
+
+def report(found: list[Row]) -> int:
+    from test_compiled_code import problems
+
+    print(table(found))
+    broken = 0
+    for row in found:
+        for problem in problems(row):
+            broken += 1
+            print(f"{' '.join(row[:5])}, {row.warps} warps: {problem}")
+    seconds = [row.seconds for row in found]
+    print(f"{len(found)} kernels, {broken} broken rules; ", end="")
+    print(f"a kernel compiles in {median(seconds)} s (median), {max(seconds)} s (longest)")
+    return int(broken > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
