@@ -19,7 +19,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import product
+from multiprocessing import get_context
 from statistics import median
 from typing import NamedTuple
 from unittest.mock import patch
@@ -55,7 +58,7 @@ class Case(NamedTuple):
     act: str = "relu"
     gate: str = "sigmoid"
     dtypes: tuple[str, ...] = tuple(DTYPES)
-    wide: bool = True  # whether every access of the map can be 16 bytes
+    wide: bool = True  # the map is taken 16 bytes at a time
 
 
 CASES = {
@@ -179,6 +182,8 @@ def compiling(target: str) -> Iterator[list[Launch]]:
 
     driver.set_active(_Driver(gpu))
     with (
+        tempfile.TemporaryDirectory() as cache,  # nothing compiled before, and nothing kept
+        patch.dict(os.environ, TRITON_CACHE_DIR=cache),
         patch.object(JITFunction, "run", compile_only),
         patch.object(Autotuner, "run", compile_each),
         patch.object(CUDABackend, "make_cubin", exact_cubin),
@@ -254,6 +259,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES)
     parser.add_argument("--all", action="store_true", help="where nothing else is said: all of it")
     parser.add_argument("--json", action="store_true", help="rows alone, one a line, not judged")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, 1 if not given")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile: unset it")
@@ -263,14 +269,23 @@ def main() -> int:
     default = everything if options.all else EVERYDAY
     selection = [getattr(options, name) or default[name] for name in default]
     os.environ.setdefault("SE_FUSED_AUTOTUNE", "0")
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache
-        if options.json:
-            for found in rows(*selection):
-                print(json.dumps(found._asdict()), flush=True)
-            return 0
-        found = list(rows(*selection))
-    return report(found)
+    found = rows(*selection) if options.jobs == 1 else _in_processes(options.jobs, *selection)
+    if not options.json:
+        return report(list(found))
+    for row in found:
+        print(json.dumps(row._asdict()), flush=True)
+    return 0
+
+
+def _in_processes(jobs: int, *selection) -> Iterator[Row]:
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        parts = zip(*product(*([[value] for value in values] for values in selection)))
+        for found in pool.map(_listed, *parts):
+            yield from found
+
+
+def _listed(*selection) -> list[Row]:
+    return list(rows(*selection))
 
 
 def report(found: list[Row]) -> int:
@@ -284,7 +299,7 @@ def report(found: list[Row]) -> int:
             print(f"{' '.join(row[:5])}, {row.warps} warps: {problem}")
     seconds = [row.seconds for row in found]
     print(f"{len(found)} kernels, {broken} broken rules; ", end="")
-    print(f"a kernel compiles in {median(seconds)} s (median), {max(seconds)} s (longest)")
+    print(f"a kernel compiles in {median(seconds):.2f} s (median), {max(seconds)} s (longest)")
     return int(broken > 0)
 
 

@@ -63,9 +63,10 @@ def problems(row) -> list[str]:
         found.append(f"{row.spills_in_loops} spills in loops")
     if row.scratch > PARKED_BYTES:
         found.append(f"{row.scratch} bytes of local memory a thread, {row.spills} spills")
+    wide = compiled.CASES[row.case].wide
     for access, widths in row.map.items():
         narrowest = min(map(int, widths))
-        if narrowest < 128 and compiled.CASES[row.case].wide:
+        if narrowest < 128 and wide:
             found.append(f"{access} is {narrowest} bits wide")
     found += [f"{name} is never accessed" for name in row.unseen]
     found += [f"{access}: argument not found" for access in row.other if set(access) & set("?|")]
@@ -73,7 +74,8 @@ def problems(row) -> list[str]:
     if budget is None:
         return [*found, "no budget"]
     allowed = budget.with_dx if row.operation == "rescale_backward" else budget.registers
-    registers = min(allowed * 4 // min(row.warps, 4), MAX_REGISTERS)
+    # Fewer warps hold more of the tile each; narrow accesses take an address each.
+    registers = min(allowed * 4 // min(row.warps, 4), MAX_REGISTERS) if wide else MAX_REGISTERS
     if row.registers > registers:
         found.append(f"{row.registers} registers, the budget is {registers}")
     if row.shared > budget.shared:

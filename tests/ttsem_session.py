@@ -14,7 +14,9 @@ and release after its stores. COUNTED_BUFFERS are excused, where that is what ha
 """
 
 import linecache
+import os
 import re
+import tempfile
 from collections import defaultdict
 
 import numpy as np
@@ -24,6 +26,10 @@ from ttsem import pidraces, sanitize
 
 from se_fused import plan
 from se_fused.backends.triton import launch
+
+# IR from Triton's cache names the lines of the tree that it was compiled from: compile it anew.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["TRITON_CACHE_DIR"] = CACHE.name
 
 COUNTED_BUFFERS = ("slot_ptr",)
 ACQ_REL = "sem = 4 :"  # in the text of an atomic update

@@ -28,6 +28,8 @@ def unavailable(device: torch.device) -> str | None:
         return f"it has no {device.type} kernels"
     if not torch._C._dispatch_has_kernel_for_dispatch_key("se_fused_cpp::squeeze", "CUDA"):
         return "the extension was built without CUDA: no toolkit was found, or SE_FUSED_CUDA=0"
+    if torch.version.hip is not None:
+        return "it has no kernels for ROCm"
     if not torch.cuda.is_available():
         return "torch.cuda.is_available() is False"
     if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
