@@ -75,7 +75,7 @@ class Count(torch.utils._python_dispatch.TorchDispatchMode):
     """How often each operator of ours is called."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "se_fused":
+        if func.namespace in ("se_fused", "se_fused_cpp"):
             self.__dict__.setdefault("called", []).append(func._opname)
         return func(*args, **(kwargs or {}))
 
