@@ -1,9 +1,9 @@
 """Builds the C++ extension where torch and a compiler are found; pure Python otherwise.
 
 SE_FUSED_NO_EXT=1 leaves the extension out; SE_FUSED_NO_EXT=0 makes a failed build an error.
-The CUDA kernels are part of it where a CUDA toolkit is found (no GPU is needed); SE_FUSED_CUDA=0
-leaves them out, SE_FUSED_CUDA=1 makes a missing toolkit an error. TORCH_CUDA_ARCH_LIST, as
-"8.0 9.0+PTX", chooses the architectures.
+The CUDA kernels are part of it where a CUDA toolkit is found (no GPU is needed) and works;
+SE_FUSED_CUDA=0 leaves them out, SE_FUSED_CUDA=1 makes it an error not to have them.
+TORCH_CUDA_ARCH_LIST, as "8.0 9.0+PTX", chooses the architectures.
 """
 
 import os
@@ -17,6 +17,7 @@ from pathlib import Path
 from setuptools import setup
 
 asked = os.environ.get("SE_FUSED_NO_EXT", "")
+cuda_asked = os.environ.get("SE_FUSED_CUDA", "")
 ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
@@ -33,8 +34,7 @@ def skip(reason):
 
 def cuda_toolkit():
     """The folder of the CUDA toolkit, None without one."""
-    wanted = os.environ.get("SE_FUSED_CUDA", "")
-    if wanted == "0":
+    if cuda_asked == "0":
         return None
     nvcc = shutil.which("nvcc")
     places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda",
@@ -42,7 +42,7 @@ def cuda_toolkit():
     for place in filter(None, places):
         if all(Path(place, part).exists() for part in ("bin/nvcc", "include/cuda_runtime.h")):
             return Path(place)
-    if wanted == "1":
+    if cuda_asked == "1":
         raise SystemExit("se_fused: SE_FUSED_CUDA=1, but no CUDA toolkit is found; set CUDA_HOME")
     return None
 
@@ -81,6 +81,22 @@ def compile_cuda(toolkit, folder):
         return list(pool.map(compile_one, sources))
 
 
+def add_cuda(module, toolkit, folder):
+    """Compiles the CUDA kernels and adds them; where that fails, the CPU kernels are left."""
+    try:
+        module.extra_objects = compile_cuda(toolkit, folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        if cuda_asked == "1" or asked == "0":
+            raise SystemExit(f"se_fused: the CUDA kernels cannot be built: {error}") from None
+        print(f"se_fused: building the extension without CUDA kernels ({error})")
+        return
+    module.sources += sorted(glob("csrc/cuda/*.cpp"))
+    # The runtime is linked statically: the extension also loads where there is no CUDA.
+    module.extra_link_args += [
+        f"-L{toolkit}/lib64", "-lcudart_static", "-ldl", "-lpthread", "-lrt"
+    ]
+
+
 def extension():
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
@@ -92,25 +108,19 @@ def extension():
         def build_extensions(self):
             try:
                 if toolkit:
-                    module.extra_objects = compile_cuda(toolkit, self.build_temp)
+                    add_cuda(module, toolkit, self.build_temp)
                 super().build_extensions()
             except Exception as error:
                 skip(f"the build failed: {error}")
                 self.extensions = []
 
-    sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")
-    libraries = []
-    if toolkit:
-        sources += glob("csrc/cuda/*.cpp")
-        # The runtime is linked statically: the extension also loads where there is no CUDA.
-        libraries = [f"-L{toolkit}/lib64", "-lcudart_static", "-ldl", "-lpthread", "-lrt"]
     module = CppExtension(
         "se_fused._C",
-        sorted(sources),
+        sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")),
         depends=sorted(glob("csrc/**/*.*", recursive=True)),
         extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden",
                             "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized"],
-        extra_link_args=["-fopenmp", *libraries],
+        extra_link_args=["-fopenmp"],
         define_macros=[
             ("TORCH_TARGET_VERSION", "0x020a000000000000"),
         ],

@@ -10,12 +10,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import se_fused
-from se_fused import FusedSE
+from se_fused import FusedSE, ops
 
 on_gpu = pytest.mark.skipif(
     not HAS_GPU, reason="no GPU; test_fake_cuda_tensors traces the same calls"
 )
-backends_on_gpu = pytest.mark.parametrize("backend", ["triton", "eager"])
+backends_on_gpu = pytest.mark.parametrize("backend", ["triton", "cpp", "eager"])
+
+
+def on(backend: str):
+    reason = ops.why_not(backend, torch.device("cuda"))
+    if reason:
+        pytest.skip(f"{backend}: {reason}; the other backends are tested")
+    return se_fused.backend(backend)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -37,7 +44,7 @@ def test_fake_cuda_tensors(layout, dtype):
 @backends_on_gpu
 def test_cuda_graph(backend):
     inputs = make_inputs((4, 64, 14, 14), 8, "cuda", torch.bfloat16)
-    with se_fused.backend(backend):
+    with on(backend):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compiles and tunes
@@ -62,7 +69,7 @@ def test_other_stream(backend):
     inputs = make_inputs((4, 64, 56, 56), 8, "cuda")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with se_fused.backend(backend), torch.cuda.stream(stream):
+    with on(backend), torch.cuda.stream(stream):
         late = torch.zeros_like(inputs.x)
         torch.cuda._sleep(10_000_000)
         late.copy_(inputs.x)
@@ -75,7 +82,7 @@ def test_other_stream(backend):
 @backends_on_gpu
 def test_device_that_is_not_current(backend):
     inputs = make_inputs((2, 64, 7, 7), 8, "cuda:1")
-    with se_fused.backend(backend), torch.cuda.device(0):
+    with on(backend), torch.cuda.device(0):
         found = forward_backward(inputs)
     assert all(tensor.device == torch.device("cuda:1") for tensor in found.values())
     check(found, inputs)
