@@ -7,6 +7,7 @@
 STABLE_TORCH_LIBRARY(se_fused_cpp, m) {
   m.def("squeeze(Tensor x) -> Tensor");
   m.def("rescale(Tensor x, Tensor g) -> Tensor");
+  m.def("gate_gradient(Tensor dy, Tensor x) -> Tensor");
   m.def("rescale_backward(Tensor dy, Tensor x, Tensor g) -> (Tensor, Tensor)");
   m.def(
       "squeeze_excite(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, int gate)"

@@ -6,7 +6,7 @@ For torch.compile, fake and meta tensors. Arguments as in ``se_fused/backends/__
 import torch
 from torch import Tensor
 
-from se_fused.layout import dense
+from se_fused.layout import acc_dtype, dense
 
 
 def register(namespace: str, lib: torch.library.Library | None = None):
@@ -16,7 +16,7 @@ def register(namespace: str, lib: torch.library.Library | None = None):
 
 
 def _per_channel(x: Tensor, width=None) -> Tensor:
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = acc_dtype(x.dtype)
     return x.new_empty((x.shape[0], x.shape[1] if width is None else width), dtype=dtype)
 
 
@@ -26,6 +26,10 @@ def _squeeze(x):
 
 def _rescale(x, g):
     return torch.empty_like(dense(x))
+
+
+def _gate_gradient(dy, x):
+    return _per_channel(x)
 
 
 def _rescale_backward(dy, x, g):
@@ -44,6 +48,7 @@ def _squeeze_excite_backward(dy, x, z, g, w1, b1, w2, b2, act, gate):
 _FAKES = {
     "squeeze": _squeeze,
     "rescale": _rescale,
+    "gate_gradient": _gate_gradient,
     "rescale_backward": _rescale_backward,
     "squeeze_excite": _squeeze_excite,
     "squeeze_excite_backward": _squeeze_excite_backward,

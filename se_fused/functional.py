@@ -8,14 +8,13 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
-from se_fused import ops
+from se_fused import checks, ops
 from se_fused.activations import ACTS, GATES
 from se_fused.backends import eager
-from se_fused.layout import dense
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+from se_fused.excitation import excitation_gradient
+from se_fused.layout import acc_dtype, dense, like
 
 
 def squeeze_excite(
@@ -48,10 +47,13 @@ def squeeze_excite(
 
     Source: Hu et al., arXiv 1709.01507, eq. 2-4.
     """
-    _check_map(x, "x")
-    _check_weights(x, w1, b1, w2, b2)
-    _check_choice(act, ACTS, "act")
-    _check_choice(gate, GATES, "gate")
+    checks.feature_map(x, "x")
+    checks.weights(x, w1, b1, w2, b2)
+    checks.choice(act, ACTS, "act")
+    checks.choice(gate, GATES, "gate")
+    if _needs_plain_operators():
+        with _without_autocast(x):
+            return eager.squeeze_excite(x, w1, b1, w2, b2, act, gate)[0]
     x = dense(x)
     if torch.is_grad_enabled() and _any_requires_grad(x, w1, b1, w2, b2):
         return _SqueezeExcite.apply(x, w1, b1, w2, b2, act, gate)
@@ -66,8 +68,8 @@ def squeeze(x: Tensor) -> Tensor:
 
     Source: Hu et al., arXiv 1709.01507, eq. 2.
     """
-    _check_map(x, "x")
-    return _Squeeze.apply(dense(x))
+    checks.feature_map(x, "x")
+    return eager.squeeze(x) if _needs_plain_operators() else _Squeeze.apply(dense(x))
 
 
 def rescale(x: Tensor, gate: Tensor) -> Tensor:
@@ -80,8 +82,10 @@ def rescale(x: Tensor, gate: Tensor) -> Tensor:
 
     Source: Hu et al., arXiv 1709.01507, eq. 4.
     """
-    _check_map(x, "x")
-    _check_tensor(gate, "gate", x, (x.shape[0], x.shape[1]), x.dtype, x.device)
+    checks.feature_map(x, "x")
+    checks.beside(gate, "gate", x, (x.shape[0], x.shape[1]), x.dtype, x.device)
+    if _needs_plain_operators():
+        return eager.rescale(x, _acc_gate(gate, x))
     return _Rescale.apply(dense(x), gate)
 
 
@@ -102,10 +106,14 @@ class _SqueezeExcite(Function):
                     x, w1, b1, w2, b2, ctx.act, ctx.gate
                 )[0]
                 return *_eager_gradients(ctx, forward, (x, w1, b1, w2, b2), dy), None, None
-            dx, dp1, h, dp2 = ops.squeeze_excite_backward(
-                dy, x, z, g, w1, b1, w2, b2, ctx.act, ctx.gate
-            )
-            _, need_w1, need_b1, need_w2, need_b2, _, _ = ctx.needs_input_grad
+            need_x, need_w1, need_b1, need_w2, need_b2, _, _ = ctx.needs_input_grad
+            if need_x:
+                dx, dp1, h, dp2 = ops.squeeze_excite_backward(
+                    dy, x, z, g, w1, b1, w2, b2, ctx.act, ctx.gate
+                )
+            else:
+                dx, dg = None, ops.gate_gradient(dy, x)
+                dp1, h, dp2 = excitation_gradient(dg, z, g, w1, b1, w2, ctx.act, ctx.gate)
             return (
                 dx,
                 _weight_gradient(dp1, z, w1) if need_w1 else None,
@@ -143,8 +151,28 @@ class _Rescale(Function):
             forward = lambda x, gate: eager.rescale(x, _acc_gate(gate, x))
             with _without_autocast(dy):
                 return _eager_gradients(ctx, forward, (x, gate), dy)
-        dx, dg = ops.rescale_backward(dy, x, _acc_gate(gate, x))
+        need_x, need_gate = ctx.needs_input_grad
+        if not need_gate:
+            return ops.rescale(like(dy, x), _acc_gate(gate, x)), None
+        if need_x:
+            dx, dg = ops.rescale_backward(dy, x, _acc_gate(gate, x))
+        else:
+            dx, dg = None, ops.gate_gradient(dy, x)
         return dx, dg.to(gate.dtype).view(gate.shape)
+
+
+def _needs_plain_operators() -> bool:
+    """Whether someone takes the computation apart who knows PyTorch's own operators alone."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return True
+    if not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
+        return False
+    if ops.forced_backend() in (None, "eager"):
+        return True
+    raise RuntimeError(
+        f"backend {ops.forced_backend()!r} cannot run inside torch.func transforms and "
+        'forward-mode differentiation: use se_fused.backend("eager")'
+    )
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -152,7 +180,7 @@ def _any_requires_grad(*tensors: Tensor | None) -> bool:
 
 
 def _acc_gate(gate: Tensor, x: Tensor) -> Tensor:
-    return gate.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+    return gate.flatten(1).to(acc_dtype(x.dtype))
 
 
 def _without_autocast(t: Tensor):
@@ -173,61 +201,3 @@ def _eager_gradients(ctx, forward, inputs, dy):
     wanted = [t for t, needed in zip(aliases, ctx.needs_input_grad) if needed]
     found = iter(torch.autograd.grad(forward(*aliases), wanted, dy, create_graph=True))
     return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[: len(inputs)])
-
-
-def _check_map(x: Tensor, name: str):
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in _DTYPES:
-        raise TypeError(
-            f"{name} must be float64, float32, bfloat16 or float16, got {_short(x.dtype)}"
-        )
-    if not 2 <= x.dim() <= 5:
-        raise ValueError(
-            f"{name} must have 2 to 5 dims, [N, C] and up to three spatial ones, "
-            f"got shape {tuple(x.shape)}"
-        )
-
-
-def _check_weights(x, w1, b1, w2, b2):
-    channels = x.shape[1]
-    if not isinstance(w1, Tensor):
-        raise TypeError(f"w1 must be a tensor, got {type(w1).__name__}")
-    hidden = w1.shape[0] if w1.dim() else 0
-    if hidden == 0:
-        raise ValueError(f"w1 must have a hidden unit, [R, C] with R >= 1, got {tuple(w1.shape)}")
-    dtype, device = x.dtype, x.device
-    _check_tensor(w1, "w1", x, (hidden, channels), dtype, device)
-    _check_tensor(w2, "w2", x, (channels, hidden), dtype, device)
-    if b1 is not None:
-        _check_tensor(b1, "b1", x, (hidden,), dtype, device)
-    if b2 is not None:
-        _check_tensor(b2, "b2", x, (channels,), dtype, device)
-
-
-def _check_tensor(t: Tensor, name: str, x: Tensor, shape: tuple, dtype, device):
-    """t is [*shape, 1, 1, …], on x's device, of x's dtype or float32 beside a 16-bit x."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-    given = t.shape
-    if given != shape and given != shape + (1,) * (len(given) - len(shape)):
-        raise ValueError(
-            f"{name} must have shape {shape}, trailing dims of size 1 allowed, "
-            f"for x of shape {tuple(x.shape)}; got {tuple(given)}"
-        )
-    if t.dtype != dtype and t.dtype != torch.promote_types(dtype, torch.float32):
-        raise TypeError(
-            f"{name} must be {_short(dtype)} like x"
-            f"{' or float32' if dtype.itemsize == 2 else ''}, got {_short(t.dtype)}"
-        )
-    if t.device != device:
-        raise ValueError(f"{name} must be on {device} like x, got {t.device}")
-
-
-def _check_choice(value: str, accepted: tuple, name: str):
-    if value not in accepted:
-        raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

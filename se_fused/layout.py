@@ -1,4 +1,4 @@
-"""Memory layouts: backends see contiguous and channels_last feature maps only."""
+"""Layouts and dtypes: backends see contiguous and channels_last maps, and compute in acc."""
 
 import torch
 from torch import Tensor
@@ -21,3 +21,9 @@ def like(dy: Tensor, x: Tensor) -> Tensor:
     if x.is_contiguous():
         return dy.contiguous()
     return dy.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
+
+
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What maps of this dtype are summed in, and gates computed in."""
+    # Not promote_types, which torch.export would keep in its graph.
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -127,6 +127,12 @@ def rescale(module, x, g):
     return module.rescale(dense(x), g.contiguous())
 
 
+@_operator("gate_gradient(Tensor dy, Tensor x) -> Tensor")
+def gate_gradient(module, dy, x):
+    x = dense(x)
+    return module.gate_gradient(like(dy, x), x)
+
+
 @_operator("rescale_backward(Tensor dy, Tensor x, Tensor g) -> (Tensor, Tensor)")
 def rescale_backward(module, dy, x, g):
     x = dense(x)

@@ -145,6 +145,7 @@ def operations(case: Case, dtype: torch.dtype):
         )
     yield "squeeze", lambda: backend.squeeze(x)
     yield "rescale", lambda: backend.rescale(x, g)
+    yield "gate_gradient", lambda: backend.gate_gradient(dy, x)
     yield "rescale_backward", lambda: backend.rescale_backward(dy, x, g)
 
 

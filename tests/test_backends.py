@@ -15,8 +15,8 @@ import se_fused
 from se_fused import backends, ops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-CONTRACT = ("unavailable", "squeeze", "rescale", "rescale_backward", "squeeze_excite",
-            "squeeze_excite_backward")
+CONTRACT = ("unavailable", "squeeze", "rescale", "gate_gradient", "rescale_backward",
+            "squeeze_excite", "squeeze_excite_backward")
 
 
 def python(code: str, *arguments, **environment):

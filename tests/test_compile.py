@@ -78,6 +78,31 @@ def test_dynamic_batch_and_size(place, layout, rank):
     assert len(graphs) == 1, "recompiled for another batch or size"
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("layout", DENSE)
+def test_frozen_map(place, backend, layout):
+    compiled, graphs = counted(backend)
+    for shape in ((3, 20, 5, 7), (5, 20, 4, 6)):
+        inputs = make_inputs(shape, 4, place.device, act="silu", layout=layout)
+        parameters = [t.detach().requires_grad_() for t in inputs.tensors[1:]]
+        compiled(inputs.x, *parameters).backward(inputs.dy)
+        check({name: t.grad for name, t in zip(NAMES[1:], parameters)}, inputs)
+    assert 1 <= len(graphs) <= 2
+
+
+@pytest.mark.parametrize("wanted", ["x", "gate"])
+def test_one_gradient_of_rescale(place, wanted):
+    compiled = torch.compile(
+        lambda x, gate: se_fused.rescale(x * 1, gate) + 0, fullgraph=True, backend="aot_eager"
+    )
+    inputs = make_inputs((3, 20, 5, 7), 4, place.device, layout="channels-last")
+    tensors = {"x": inputs.x, "gate": results(inputs, torch.float32)["g"]}
+    tensors[wanted].requires_grad_()
+    compiled(**tensors).backward(inputs.dy)
+    name = {"x": "dy_times_g", "gate": "dg"}[wanted]
+    check({name: tensors[wanted].grad}, inputs)
+
+
 def test_dynamic_inductor(place):
     compiled, graphs = counted("inductor", dynamic=True)
     for shape in ((3, 20, 5, 7), (5, 20, 4, 6)):

@@ -57,6 +57,7 @@ def test_every_split_among_threads(threads, shape, hidden, count, layout):
     inputs = make_inputs(shape, hidden, "cpu", layout=layout)
     with se_fused.backend("cpp"):
         check(forward_backward(inputs), inputs)
+        check({"dg": ops.gate_gradient(inputs.dy, inputs.x)}, inputs)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
@@ -143,12 +144,14 @@ torch.manual_seed(0)
 print(cpp.cpu_capability())
 for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(3, 37, 9, 9).to(dtype).contiguous(memory_format=memory_format)
+        x, dy = torch.randn(2, 3, 37, 9, 9).to(dtype)
+        x, dy = (t.contiguous(memory_format=memory_format) for t in (x, dy))
         w = [torch.randn(n) * 0.3 for n in ((5, 37), (5,), (37, 5), (37,))]
         w = [t.to(torch.promote_types(dtype, torch.float32)) for t in w]
         for found, expected in zip(cpp.squeeze_excite(x, *w, "silu", "sigmoid"),
                                    eager.squeeze_excite(x, *w, "silu", "sigmoid")):
             torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(cpp.gate_gradient(dy, x), eager.gate_gradient(dy, x))
 """
 
 
@@ -187,7 +190,9 @@ se(x[:2]).backward(dy[:2])
 x.grad = None
 forward, y = growth(lambda: se(x))
 backward, _ = growth(lambda: torch.autograd.grad(y, [x, *se.parameters()], dy))
-print(x.nbytes, forward, backward)
+y = se(x.detach())
+frozen, _ = growth(lambda: torch.autograd.grad(y, list(se.parameters()), dy))
+print(x.nbytes, forward, backward, frozen)
 """
 
 
@@ -197,8 +202,10 @@ print(x.nbytes, forward, backward)
 )
 @pytest.mark.parametrize("huge_pages", ["0", "1"], ids=["small-pages", "huge-pages"])
 def test_memory_is_the_output_and_little_more(huge_pages):
-    """Beyond y, beyond dx: O(N·C), far below the 4 MB allowed; a copy of the map would be 32 MB."""
+    """Beyond y, beyond dx: O(N·C), far below the 4 MB allowed; a copy of the map would be 32 MB.
+    Where nobody asks for dx, no more than that."""
     run = python(PEAK, SE_FUSED_BACKEND="cpp", SE_FUSED_HUGE_PAGES=huge_pages)
-    size, forward, backward = map(int, run.stdout.split())
+    size, forward, backward, frozen = map(int, run.stdout.split())
     assert size // 2 < forward < size + (4 << 20), run.stderr
     assert size // 2 < backward < size + (4 << 20), run.stderr
+    assert frozen < 4 << 20, run.stderr

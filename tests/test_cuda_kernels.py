@@ -73,7 +73,7 @@ class Case:
     def write(self, folder, name):
         # x, dy, weights, z, g: the operators take dy first.
         tensors = [t for t in self.arguments if isinstance(t, torch.Tensor)]
-        if self.operator.endswith("backward"):
+        if tensors[0] is self.inputs.dy:
             dy, x, *rest = tensors
             block = self.operator == "squeeze_excite_backward"
             tensors = [x, dy, *rest[2:], *rest[:2]] if block else [x, dy, *rest]

@@ -1,5 +1,7 @@
 """gradcheck and gradgradcheck of the functions on every backend, in float64 (so: real kernels)."""
 
+from functools import partial
+
 import pytest
 import torch
 from reference import ACTS, block, per_channel, results, spatial_mean
@@ -76,6 +78,12 @@ def test_squeeze_excite_variants(place, shape, options):
     inputs = smooth_inputs(shape, 2, place.device, "silu", "sigmoid", **options)
     function, tensors = block_of(inputs)
     check_gradients(place, function, tensors)
+
+
+def test_squeeze_excite_of_a_frozen_map(place):
+    inputs = smooth_inputs((2, 3, 2, 2), 2, place.device, "silu", "sigmoid")
+    function, (x, *parameters) = block_of(inputs)
+    check_gradients(place, partial(function, x.detach()), parameters)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last", "strided"])

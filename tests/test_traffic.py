@@ -215,6 +215,9 @@ def test_squeeze_and_rescale(case, dtype):
         y = kernels.rescale(x, z)
     check_traffic(meter, 1, [(x, 1)], y, beside_read=per_program(meter, z), beside_written=0)
     with Meter() as meter:
+        dg = kernels.gate_gradient(dy, x)
+    check_traffic(meter, 1, [(dy, 1), (x, 1)], dg, beside_read=sums, beside_written=sums)
+    with Meter() as meter:
         dx, dg = kernels.rescale_backward(dy, x, z)
     sums = per_program(meter, dg)
     check_traffic(
@@ -270,13 +273,14 @@ def test_results_do_not_depend_on_the_order_of_programs(case):
                 *kernels.squeeze_excite_backward(dy, x, z, g, *inputs.block[1:]),
                 kernels.squeeze(x),
                 kernels.rescale(x, g),
+                kernels.gate_gradient(dy, x),
                 *kernels.rescale_backward(dy, x, g),
             ]
         assert not meter.faults
         return found
 
     expected = results("ascending")
-    assert len(expected) == 11
+    assert len(expected) == 12
     for order in ("reversed", "shuffled"):
         assert all(map(torch.equal, results(order), expected))
 

@@ -55,7 +55,7 @@ void mean(const Shape& s, const T* x, acc_t<T>* z) {
 }
 
 template <class T>
-void gate_gradient(const Shape& s, const T* dy, const T* x, acc_t<T>* dg) {
+void sum_of_products(const Shape& s, const T* dy, const T* x, acc_t<T>* dg) {
   using A = acc_t<T>;
   const Kernels<T>& k = kernels<T>();
   sum_tiles<A>(
@@ -132,7 +132,7 @@ void block_backward(const Shape& s, const Excitation<acc_t<T>>& e, const Backwar
   if (!by_sample(s, e, sample_bytes)) {
     auto dg = scratch<A>(s.samples * channels), share = scratch<A>(s.samples * channels);
     const int64_t work = s.samples * channels * e.hidden;
-    gate_gradient(s, b.dy, b.x, dg.get());
+    sum_of_products(s, b.dy, b.x, dg.get());
     k.gate_inputs(e, s.samples, dg.get(), b.g, b.dp2, 0, channels);
     for_outputs(e.hidden, 2 * work, [&](int64_t begin, int64_t end) {
       k.hidden_inputs(e, s.samples, b.z, b.dp2, b.h, b.dp1, begin, end);

@@ -124,14 +124,22 @@ Tensor rescale(const Tensor& x, const Tensor& g) {
   });
 }
 
+Tensor gate_gradient(const Tensor& dy, const Tensor& x) {
+  return with_type(x, [&](auto type) {
+    using T = decltype(type);
+    const Shape s = shape_of(x);
+    Tensor dg = per_sample<T>(x, s.channels);
+    sum_of_products(s, read<T>(dy, s.size()), read<T>(x), write<acc_t<T>>(dg));
+    return dg;
+  });
+}
+
 std::tuple<Tensor, Tensor> rescale_backward(const Tensor& dy, const Tensor& x, const Tensor& g) {
   return with_type(x, [&](auto type) {
     using T = decltype(type);
     const Shape s = shape_of(x);
-    Tensor dx = map_like<T>(x), dg = per_sample<T>(x, s.channels);
-    const T* dys = read<T>(dy, s.size());
-    gate_gradient(s, dys, read<T>(x), write<acc_t<T>>(dg));
-    scale_map(s, dys, read<acc_t<T>>(g, s.samples * s.channels), write<T>(dx));
+    Tensor dg = gate_gradient(dy, x), dx = map_like<T>(x);
+    scale_map(s, read<T>(dy), read<acc_t<T>>(g, s.samples * s.channels), write<T>(dx));
     return std::make_tuple(dx, dg);
   });
 }
@@ -179,6 +187,7 @@ std::string cpu_capability() { return capability(); }
 STABLE_TORCH_LIBRARY_IMPL(se_fused_cpp, CPU, m) {
   m.impl("squeeze", TORCH_BOX(&se_fused::cpu::squeeze));
   m.impl("rescale", TORCH_BOX(&se_fused::cpu::rescale));
+  m.impl("gate_gradient", TORCH_BOX(&se_fused::cpu::gate_gradient));
   m.impl("rescale_backward", TORCH_BOX(&se_fused::cpu::rescale_backward));
   m.impl("squeeze_excite", TORCH_BOX(&se_fused::cpu::squeeze_excite));
   m.impl("squeeze_excite_backward", TORCH_BOX(&se_fused::cpu::squeeze_excite_backward));

@@ -157,6 +157,16 @@ Tensor rescale(const Tensor& x, const Tensor& g) {
   return y;
 }
 
+Tensor gate_gradient(const Tensor& dy, const Tensor& x) {
+  Operation op(x);
+  Tensor dg = op.per_sample(x.size(1));
+  if (op.empty()) return torch::stable::zero_(dg);
+  op.call.dy = op.map_like_x(dy);
+  op.call.dg = dg.mutable_data_ptr();
+  op.run(Summed::products, false, false);
+  return dg;
+}
+
 std::tuple<Tensor, Tensor> rescale_backward(const Tensor& dy, const Tensor& x, const Tensor& g) {
   Operation op(x);
   Tensor dx = op.map(), dg = op.per_sample(x.size(1));
@@ -219,6 +229,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
 STABLE_TORCH_LIBRARY_IMPL(se_fused_cpp, CUDA, m) {
   m.impl("squeeze", TORCH_BOX(&se_fused::cuda::squeeze));
   m.impl("rescale", TORCH_BOX(&se_fused::cuda::rescale));
+  m.impl("gate_gradient", TORCH_BOX(&se_fused::cuda::gate_gradient));
   m.impl("rescale_backward", TORCH_BOX(&se_fused::cuda::rescale_backward));
   m.impl("squeeze_excite", TORCH_BOX(&se_fused::cuda::squeeze_excite));
   m.impl("squeeze_excite_backward", TORCH_BOX(&se_fused::cuda::squeeze_excite_backward));

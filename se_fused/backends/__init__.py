@@ -6,6 +6,7 @@ A backend is a module of this package that defines
     unavailable(device) -> str | None     why it cannot run there; None if it can
     squeeze(x) -> z
     rescale(x, g) -> y
+    gate_gradient(dy, x) -> dg
     rescale_backward(dy, x, g) -> dx, dg
     squeeze_excite(x, w1, b1, w2, b2, act, gate) -> y, z, g
     squeeze_excite_backward(dy, x, z, g, w1, b1, w2, b2, act, gate) -> dx, dp1, h, dp2

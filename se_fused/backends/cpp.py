@@ -17,6 +17,7 @@ _GATE_CODES = {name: code for code, name in enumerate(GATES)}
 
 squeeze = _ops.squeeze.default
 rescale = _ops.rescale.default
+gate_gradient = _ops.gate_gradient.default
 rescale_backward = _ops.rescale_backward.default
 cpu_capability = _ops.cpu_capability.default
 

@@ -4,10 +4,10 @@ The forward functions are differentiable, which is what double backward runs on.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from se_fused.activations import FUNCTIONS, act_derivative, gate_derivative
+from se_fused.excitation import excitation_gradient, excite, squeeze_gradient
+from se_fused.layout import acc_dtype
 
 OPERATORS = False
 
@@ -17,15 +17,19 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def squeeze(x: Tensor) -> Tensor:
-    return _flat(x).mean(2, dtype=_acc(x))
+    return _flat(x).mean(2, dtype=acc_dtype(x.dtype))
 
 
 def rescale(x: Tensor, g: Tensor) -> Tensor:
     return (x * _like_map(g, x)).to(x.dtype)
 
 
+def gate_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    return (_flat(dy).to(acc_dtype(x.dtype)) * _flat(x)).sum(2)
+
+
 def rescale_backward(dy: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    return rescale(dy, g), _gate_gradient(dy, x)
+    return rescale(dy, g), gate_gradient(dy, x)
 
 
 def squeeze_excite(x, w1, b1, w2, b2, act: str, gate: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,30 +38,13 @@ def squeeze_excite(x, w1, b1, w2, b2, act: str, gate: str) -> tuple[Tensor, Tens
     return rescale(x, g), z, g
 
 
-def excite(z, w1, b1, w2, b2, act: str, gate: str) -> Tensor:
-    h = FUNCTIONS[act](_linear(z, w1, b1))
-    return FUNCTIONS[gate](_linear(h, w2, b2))
-
-
 def squeeze_excite_backward(
     dy, x, z, g, w1, b1, w2, b2, act: str, gate: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    p1 = _linear(z, w1, b1)
-    dp2 = _gate_gradient(dy, x) * gate_derivative(gate, g)
-    dp1 = (dp2 @ w2.flatten(1).to(z.dtype)) * act_derivative(act, p1)
-    dz = dp1 @ w1.flatten(1).to(z.dtype)
-    share = dz / x.shape[2:].numel()
+    dp1, h, dp2 = excitation_gradient(gate_gradient(dy, x), z, g, w1, b1, w2, act, gate)
+    share = squeeze_gradient(dp1, w1) / x.shape[2:].numel()
     dx = (dy * _like_map(g, x) + _like_map(share, x)).to(x.dtype)
-    return dx, dp1, FUNCTIONS[act](p1), dp2
-
-
-def _gate_gradient(dy: Tensor, x: Tensor) -> Tensor:
-    return (_flat(dy).to(_acc(x)) * _flat(x)).sum(2)
-
-
-def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    dtype = inputs.dtype
-    return F.linear(inputs, weight.flatten(1).to(dtype), None if bias is None else bias.to(dtype))
+    return dx, dp1, h, dp2
 
 
 def _like_map(per_channel: Tensor, x: Tensor) -> Tensor:
@@ -68,7 +55,3 @@ def _like_map(per_channel: Tensor, x: Tensor) -> Tensor:
 def _flat(x: Tensor) -> Tensor:
     """x as a [N, C, M] view, in either layout; M = 1 where x is [N, C]."""
     return x.unsqueeze(-1).flatten(2)
-
-
-def _acc(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

@@ -82,13 +82,13 @@ class Run {
     call.hidden = static_cast<int>(c_.hidden);
     call.act = static_cast<Act>(c_.act);
     call.gate = static_cast<Gate>(c_.gate);
-    const bool backward = c_.op == "rescale_backward" || c_.op == "squeeze_excite_backward";
     const bool block = c_.op == "squeeze_excite" || c_.op == "squeeze_excite_backward";
+    const bool forward = c_.op == "squeeze" || c_.op == "rescale" || c_.op == "squeeze_excite";
     const int64_t map = c_.samples * c_.channels * c_.positions;
     const int64_t nc = c_.samples * c_.channels, nr = c_.samples * c_.hidden;
 
     call.x = input(map, item_, c_.x_offset);
-    if (backward) call.dy = input(map, item_, c_.dy_offset);
+    if (!forward) call.dy = input(map, item_, c_.dy_offset);
     if (block) {
       call.w1 = weight(c_.hidden * c_.channels);
       if (c_.biases) call.b1 = weight(c_.hidden);
@@ -102,6 +102,9 @@ class Run {
       call.g = input(nc, acc_, 0);
       call.y = output(map, item_);
       launch.rescale(call);
+    } else if (c_.op == "gate_gradient") {
+      call.dg = output(nc, acc_);
+      reduce(launch, call, Summed::products, false);
     } else if (c_.op == "rescale_backward") {
       call.g = input(nc, acc_, 0);
       call.dx = output(map, item_);

@@ -1,7 +1,7 @@
 """Triton: two launches forward, two backward; on CPU tensors through Triton's interpreter.
 
     reduce      z, and the excitation by the last program of a sample to finish; backward dg, dp1, …
-    (between)   the excitation as matmuls, where plan.excites_in_reduce says so
+    (between)   the excitation as torch matmuls, unless plan.excites_in_reduce
     apply       y = x · g, backward dx = dy · g + dz / M, in the reverse order
 
 No program waits for another. Sums have a fixed order: results are the same from run to run.
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from se_fused import plan
-from se_fused.backends.triton import between, launch
+from se_fused.backends.triton import launch
+from se_fused.excitation import excitation_gradient, excite, squeeze_gradient
+from se_fused.layout import acc_dtype
 
 _MIN_CAPABILITY = (7, 5)
 
@@ -43,6 +45,10 @@ def rescale(x: Tensor, g: Tensor) -> Tensor:
     return _apply(x, g)
 
 
+def gate_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    return launch.gate_gradient(dy, x) if x.numel() else _per_channel(x, 0)
+
+
 def rescale_backward(dy: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         return torch.empty_like(x), _per_channel(x, 0)
@@ -55,7 +61,7 @@ def squeeze_excite(x, w1, b1, w2, b2, act: str, gate: str) -> tuple[Tensor, Tens
         z, g = launch.squeeze_excite(x, w1, b1, w2, b2, act, gate)
     else:
         z = squeeze(x)
-        g = between.excite(z, w1, b1, w2, b2, act, gate)
+        g = excite(z, w1, b1, w2, b2, act, gate)
     return _apply(x, g), z, g
 
 
@@ -66,9 +72,9 @@ def squeeze_excite_backward(
     if _excites_in_reduce(x, w1):
         dp1, h, dp2, share = launch.excitation_gradient(dy, x, z, g, w1, b1, w2, act, gate)
     else:
-        dg = _per_channel(x, 0) if x.numel() == 0 else launch.gate_gradient(dy, x)
-        spatial = x.shape[2:].numel()
-        dp1, h, dp2, share = between.excitation_gradient(dg, z, g, w1, b1, w2, spatial, act, gate)
+        dg = gate_gradient(dy, x)
+        dp1, h, dp2 = excitation_gradient(dg, z, g, w1, b1, w2, act, gate)
+        share = squeeze_gradient(dp1, w1) / x.shape[2:].numel()
     return _apply(dy, g, share), dp1, h, dp2
 
 
@@ -83,7 +89,7 @@ def _excites_in_reduce(x: Tensor, w1: Tensor) -> bool:
 
 
 def _per_channel(x: Tensor, value: float) -> Tensor:
-    return x.new_full(x.shape[:2], value, dtype=torch.promote_types(x.dtype, torch.float32))
+    return x.new_full(x.shape[:2], value, dtype=acc_dtype(x.dtype))
 
 
 def _matrix(weight: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from se_fused import plan
 from se_fused.backends.triton import apply, reduce
+from se_fused.layout import acc_dtype
 
 # Fixed when the kernels were defined, by TRITON_INTERPRET.
 INTERPRETED = not isinstance(apply.rescale_kernel, triton.runtime.JITFunction)
@@ -123,7 +124,7 @@ class _FeatureMap:
         self.samples, self.channels = x.shape[:2]
         self.spatial = prod(x.shape[2:])
         self.new_empty = x.new_empty
-        self.acc = torch.promote_types(x.dtype, torch.float32)
+        self.acc = acc_dtype(x.dtype)
         channels_last = not x.is_contiguous()
         self.plan = plan.plan(
             self.samples,

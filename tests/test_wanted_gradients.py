@@ -1,0 +1,136 @@
+"""Gradients are computed where they are wanted, and nothing is computed for the others."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from reference import Inputs, check, results
+from shapes import DENSE, DTYPES, EMPTY, LAYOUTS, REDUCED, make_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import se_fused
+
+pytestmark = pytest.mark.usefixtures("poisoned_allocations")
+
+BLOCK = ("x", "w1", "b1", "w2", "b2")
+
+
+def choices(names) -> dict[str, tuple[str, ...]]:
+    """Every choice of at least one of them."""
+    sizes = range(1, len(names) + 1)
+    return {"-".join(some): some for size in sizes for some in combinations(names, size)}
+
+
+class Computed(TorchDispatchMode):
+    """The operators called inside, views apart: their ``names`` and the ``shapes`` of results."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.shapes = [], []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        if not operator.is_view:
+            self.names.append(operator.overloadpacket.__name__)
+            self.shapes += [t.shape for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        return result
+
+
+def leaves(inputs: Inputs, wanted) -> dict[str, torch.Tensor | None]:
+    return {
+        name: None if t is None else t.detach().requires_grad_(name in wanted)
+        for name, t in zip(BLOCK, inputs.tensors)
+    }
+
+
+def gradients(tensors: dict) -> dict[str, torch.Tensor]:
+    """What was computed, by its name in ``reference.results``."""
+    return {f"d{name}": t.grad for name, t in tensors.items() if t is not None and t.requires_grad}
+
+
+def backward(y, inputs: Inputs, tensors: dict, wanted) -> Computed:
+    """Runs it. Of all that is computed, what has a tensor's shape is that tensor's gradient."""
+    with Computed() as computed:
+        y.backward(inputs.dy)
+    for name, tensor in tensors.items():
+        assert (tensor.grad is not None) == (name in wanted), name
+        assert computed.shapes.count(tensor.shape) == (name in wanted), (name, computed.names)
+    return computed
+
+
+@pytest.mark.parametrize("layout", DENSE)
+@pytest.mark.parametrize("wanted", choices(BLOCK).values(), ids=choices(BLOCK))
+def test_squeeze_excite(place, wanted, layout):
+    inputs = make_inputs((3, 20, 5, 7), 4, place.device, act="silu", layout=layout)
+    tensors = leaves(inputs, wanted)
+    y = se_fused.squeeze_excite(*tensors.values(), act="silu")
+    computed = backward(y, inputs, tensors, wanted)
+    assert computed.names[0] == ("squeeze_excite_backward" if "x" in wanted else "gate_gradient")
+    check(gradients(tensors), inputs)
+
+
+OPERATORS = {"x": "rescale", "gate": "gate_gradient", "x-gate": "rescale_backward"}
+
+
+@pytest.mark.parametrize("layout", DENSE)
+@pytest.mark.parametrize("choice", choices(("x", "gate")))
+def test_rescale(place, choice, layout):
+    inputs = make_inputs((3, 20, 5, 7), 4, place.device, layout=layout)
+    tensors = {"x": inputs.x.detach(), "gate": results(inputs, torch.float32)["g"]}
+    wanted = choice.split("-")
+    for name in wanted:
+        tensors[name].requires_grad_()
+    computed = backward(se_fused.rescale(**tensors), inputs, tensors, wanted)
+    assert computed.names[-1] == OPERATORS[choice]
+    results_of = {"x": "dy_times_g", "gate": "dg"}
+    check({results_of[name]: tensors[name].grad for name in wanted}, inputs)
+
+
+def of_a_frozen_map(inputs: Inputs) -> dict[str, torch.Tensor]:
+    tensors = leaves(inputs, BLOCK[1:])
+    se_fused.squeeze_excite(*tensors.values(), act="relu", gate="sigmoid").backward(inputs.dy)
+    return gradients(tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("biases", [True, False], ids=["biases", "no-biases"])
+def test_frozen_map(place, dtype, layout, biases):
+    inputs = make_inputs((3, 20, 5, 7), 4, place.device, dtype, layout=layout, biases=biases)
+    check(of_a_frozen_map(inputs), inputs)
+
+
+@pytest.mark.parametrize("dtype", REDUCED.values(), ids=REDUCED)
+def test_frozen_map_beside_float32_weights_of_convolutions(place, dtype):
+    inputs = make_inputs((3, 20, 5, 7), 4, place.device, dtype, weight_dtype=torch.float32)
+    convolutions = inputs._replace(w1=inputs.w1[:, :, None, None], w2=inputs.w2[:, :, None, None])
+    found = of_a_frozen_map(convolutions)
+    assert found["dw1"].shape == (4, 20, 1, 1) and found["dw2"].shape == (20, 4, 1, 1)
+    check({name: t.flatten(1) if "w" in name else t for name, t in found.items()}, inputs)
+
+
+NOTHING = EMPTY | {"no-positions": ((2, 5, 0, 7), 3)}
+
+
+@pytest.mark.parametrize("shape, hidden", NOTHING.values(), ids=NOTHING)
+def test_frozen_map_of_nothing_gives_what_plain_pytorch_gives(place, shape, hidden):
+    inputs = make_inputs(shape, hidden, place.device)
+    expected = results(inputs, torch.float32)
+    for name, gradient in of_a_frozen_map(inputs).items():
+        torch.testing.assert_close(gradient, expected[name], equal_nan=True)
+
+
+@pytest.mark.parametrize("x_layout", DENSE)
+@pytest.mark.parametrize("dy_layout", ["contiguous", "channels-last", "strided", "expanded"])
+def test_gradient_of_a_map_alone_has_its_layout(place, x_layout, dy_layout):
+    inputs = make_inputs((3, 20, 5, 7), 4, place.device, layout=x_layout)
+    if dy_layout == "expanded":
+        dy = inputs.dy[:1].expand(inputs.x.shape)
+    else:
+        dy = LAYOUTS[dy_layout](inputs.dy.contiguous())
+    inputs = inputs._replace(dy=dy)
+    x = inputs.x.detach().requires_grad_()
+    se_fused.rescale(x, results(inputs, torch.float32)["g"]).backward(dy)
+    check({"dy_times_g": x.grad}, inputs)
+    assert x.grad.stride() == inputs.x.stride()
