@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
     The shortcut is He's option A: every second pixel, new channels filled with zeros.
     """
 
-    def __init__(self, in_channels, channels, stride, se_layer):
+    def __init__(self, in_channels, channels, stride):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -40,7 +40,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         # The paper's reduction of 16 would leave one hidden unit at 16 channels. 4 costs no
         # accuracy there (table 10) and is what EfficientNet, MobileNetV3 and RegNetY use.
-        self.se = se_layer(channels, rd_channels=channels // 4)
+        self.se = SqueezeExcite(channels, channels // 4)
         self.stride = stride
         self.new_channels = channels - in_channels
 
@@ -55,7 +55,7 @@ class BasicBlock(nn.Module):
 class SEResNet20(nn.Module):
     """ResNet-20 for small images (He et al., arXiv 1512.03385, section 4.2) with SE."""
 
-    def __init__(self, num_classes, se_layer):
+    def __init__(self, num_classes):
         super().__init__()
         self.conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(16)
@@ -64,7 +64,7 @@ class SEResNet20(nn.Module):
         for channels in (16, 32, 64):
             for _ in range(3):
                 stride = 1 if channels == in_channels else 2
-                blocks.append(BasicBlock(in_channels, channels, stride, se_layer))
+                blocks.append(BasicBlock(in_channels, channels, stride))
                 in_channels = channels
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(64, num_classes)
@@ -78,18 +78,13 @@ class SEResNet20(nn.Module):
 
 
 def eager_and_fused(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
-    """The network ``name`` and a copy of it, same weights, with FusedSE in place of its SE blocks.
+    """The network ``name`` and a copy of it, same weights, whose SE blocks are replaced.
 
     Names are looked up in timm, then in torchvision.
     """
-    if name == DEFAULT:
-        eager = SEResNet20(num_classes, SqueezeExcite)
-        fused = SEResNet20(num_classes, FusedSE)
-        fused.load_state_dict(eager.state_dict())
-    else:
-        eager = _from_library(name, num_classes)
-        fused = copy.deepcopy(eager)
-        replace_se(fused)
+    eager = SEResNet20(num_classes) if name == DEFAULT else _from_library(name, num_classes)
+    fused = copy.deepcopy(eager)
+    replace_se(fused)
     if not se_names(fused):
         raise RequestError(f"--model {name}: contains no SE block that FusedSE can replace")
     return eager, fused

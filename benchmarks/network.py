@@ -14,12 +14,12 @@ import statistics
 
 import torch
 import torch.nn.functional as F
-from models import SEResNet20, SqueezeExcite
+from models import SEResNet20, se_names
 from report import machine, measured_on, write_json, write_readme
 from timing import medians
 from torch import nn
 
-from se_fused import FusedSE, replace_se
+from se_fused import replace_se
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # Name, batch size, image size.
@@ -33,16 +33,16 @@ NETWORKS = [
 
 def copies(name: str) -> dict[str, nn.Module]:
     if name == "se_resnet20":
-        eager = SEResNet20(10, SqueezeExcite)
+        eager = SEResNet20(10)
     else:
         import timm
 
         eager = timm.create_model(name, drop_rate=0.0)
     fused = copy.deepcopy(eager)
-    replace_se(fused)
+    if not replace_se(fused).replaced:
+        raise RuntimeError(f"{name}: no SE module was replaced")
     without = copy.deepcopy(fused)
-    blocks = [name for name, module in without.named_modules() if isinstance(module, FusedSE)]
-    for block in blocks:
+    for block in se_names(without):
         parent, _, child = block.rpartition(".")
         setattr(without.get_submodule(parent), child, nn.Identity())
     return {"eager": eager, "fused": fused, "without SE": without}

@@ -73,28 +73,48 @@ _MODULES = {
     nn.Hardsigmoid: "hardsigmoid",
     nn.Tanh: "tanh",
 }
-# The same functions as classes of libraries that need not be installed.
-_FOREIGN_MODULES = {
+# The same as functions, and in libraries that need not be installed.
+_ELSEWHERE = {
+    torch.relu: "relu",
+    torch.sigmoid: "sigmoid",
     ("timm.layers.activations", "Sigmoid"): "sigmoid",
     ("timm.layers.activations", "Tanh"): "tanh",
     ("timm.layers.activations", "GELU"): "gelu",
+    ("transformers.activations", "SiLUActivation"): "silu",
+    ("transformers.activations", "GELUActivation"): "gelu",
+    ("efficientnet_pytorch.utils", "Swish"): "silu",
+    ("efficientnet_pytorch.utils", "MemoryEfficientSwish"): "silu",
+    ("geffnet.activations.activations", "sigmoid"): "sigmoid",
+    ("geffnet.activations.activations", "hard_sigmoid"): "hardsigmoid",
+    ("geffnet.activations.activations_me", "hard_sigmoid_me"): "hardsigmoid",
+    ("geffnet.activations.activations", "Swish"): "silu",
+    ("geffnet.activations.activations", "HardSwish"): "hardswish",
+    ("mmcv.cnn.bricks.hsigmoid", "HSigmoid"): "hardsigmoid",
+    ("pytorchcv.models.common.activ", "Swish"): "silu",
+    ("pytorchcv.models.common.activ", "HSwish"): "hardswish",
+    ("pytorchcv.models.common.activ", "HSigmoid"): "hardsigmoid",
+}
+# With these arguments alone.
+_ARGUMENTS = {
+    "LeakyReLU": {"negative_slope": LEAKY_SLOPE},
+    "GELU": {"approximate": "none"},
+    "HSigmoid": {"bias": 3.0, "divisor": 6.0, "min_value": 0.0, "max_value": 1.0},
 }
 # Spellings in use elsewhere (timm's create_act_layer among them).
 _ALIASES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
 _BY_NAME = {name: cls for cls, name in _MODULES.items()}
 
 
-def function_name(module: nn.Module) -> str | None:
-    """The name of the function that an activation module computes, None if it is not ours."""
-    cls = type(module)
-    name = _MODULES.get(cls)
+def function_name(layer) -> str | None:
+    """The name of what an activation (a module or a function) computes, None if it is not ours."""
+    kind = type(layer) if isinstance(layer, nn.Module) else layer
+    name = _MODULES.get(kind) or _ELSEWHERE.get(kind)
     if name is None:
-        return _FOREIGN_MODULES.get((cls.__module__, cls.__qualname__))
-    if name == "leaky_relu" and module.negative_slope != LEAKY_SLOPE:
-        return None
-    if name == "gelu" and module.approximate != "none":
-        return None
-    return name
+        name = _ELSEWHERE.get((kind.__module__, kind.__qualname__))
+    elif name not in ("leaky_relu", "gelu"):
+        return name
+    arguments = _ARGUMENTS.get(kind.__name__, {}) if name else {}
+    return name if all(getattr(layer, a, v) == v for a, v in arguments.items()) else None
 
 
 def make_module(layer, argument: str) -> nn.Module:

@@ -1,7 +1,10 @@
 """``FusedSE``: the squeeze-and-excitation block as a module."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+import torch.fx
 from torch import Tensor, nn
 
 from se_fused import functional, ops
@@ -9,12 +12,15 @@ from se_fused.activations import ACTS, GATES, function_name, make_module
 
 
 class Slots(NamedTuple):
-    """The attribute that holds each layer of the block; None where a family has no such layer."""
+    """Where a block has its layers: an attribute path ("fc.0"), a function, or None for no layer.
+
+    Without ``fc2`` the block has one layer and no act.
+    """
 
     fc1: str = "fc1"
-    act: str = "act"
-    fc2: str = "fc2"
-    gate: str = "gate"
+    act: str | Callable | None = "act"
+    fc2: str | None = "fc2"
+    gate: str | Callable = "gate"
     norm: str | None = "bn"
 
 
@@ -48,6 +54,7 @@ class FusedSE(nn.Module):
 
     slots = Slots()
     add_maxpool = False
+    add_residual = False  # y = x * g + x
 
     def __init__(
         self,
@@ -78,67 +85,88 @@ class FusedSE(nn.Module):
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, **factory)
         self.gate = make_module(gate_layer, "gate_layer")
 
-    @classmethod
-    def from_layers(cls, source: nn.Module) -> "FusedSE":
-        """A block that runs the very layers of ``source``, under the names they have there."""
-        fused = cls.__new__(cls)
-        nn.Module.__init__(fused)
-        for name, layer in source.named_children():
-            fused.add_module(name, layer)
-        fused.training = source.training
-        fused.add_maxpool = getattr(source, "add_maxpool", False)
-        return fused
-
     def forward(self, x: Tensor) -> Tensor:
-        fc1, act, fc2, gate, norm = self._layers()
-        names = self._fused_names(fc1, act, fc2, gate, norm)
+        return traced(self, x) if isinstance(x, torch.fx.Proxy) else self._fused(x)
+
+    def _fused(self, x: Tensor) -> Tensor:
+        layers = self._layers()
+        names = self._fused_names(*layers)
         if names is not None:
+            fc1, _, fc2, _, _ = layers
             return functional.squeeze_excite(
                 x, *_parameters(fc1), *_parameters(fc2), act=names[0], gate=names[1]
             )
+        return functional.rescale(x, self._gate(x, *layers))
+
+    def _gate(self, x: Tensor, fc1, act, fc2, gate, norm) -> Tensor:
+        """What x is multiplied by, [N, C] with any number of trailing dims of size 1."""
         z = functional.squeeze(x)
         if self.add_maxpool:
             z = 0.5 * z + 0.5 * x.flatten(2).amax(2).to(z.dtype)
-        hidden = fc1(z.to(fc1.weight.dtype)[:, :, None, None])
-        g = gate(fc2(act(hidden if norm is None else norm(hidden))))
-        return functional.rescale(x, _gate_for(g, x))
+        weight = fc1.weight
+        p = fc1(z.view(z.shape + (1,) * (weight.dim() - 2)).to(weight.dtype))
+        if norm is not None:
+            p = norm(p)
+        g = gate(p if fc2 is None else fc2(act(p)))
+        if self.add_residual:
+            return 1 + g.to(z.dtype)
+        # rescale takes a gate of x's dtype or wider; autocast may have lowered it below x's.
+        return g if g.dtype == x.dtype or x.dtype.itemsize == 2 else g.to(x.dtype)
 
     def _layers(self):
-        """fc1, act, fc2, gate and norm (None where there is none)."""
-        modules, slots = self._modules, self.slots
-        norm = modules.get(slots.norm)
-        return (
-            modules[slots.fc1],
-            modules[slots.act],
-            modules[slots.fc2],
-            modules[slots.gate],
-            None if type(norm) is nn.Identity else norm,
-        )
+        """fc1, act, fc2, gate and norm; None where there is none."""
+        fc1, act, fc2, gate, norm = [self._layer(slot) for slot in self.slots]
+        return fc1, act, fc2, gate, None if type(norm) is nn.Identity else norm
+
+    def _layer(self, slot: str | Callable | None):
+        if not isinstance(slot, str):
+            return slot
+        layer = self._modules.get(slot)
+        if layer is None:
+            layer = self
+            for name in slot.split("."):
+                layer = getattr(layer, name)
+        return layer
 
     def _fused_names(self, fc1, act, fc2, gate, norm) -> tuple[str, str] | None:
         """The names of act and gate if the whole-block operator computes this module, else None."""
-        if norm is not None or self.add_maxpool:
+        if norm is not None or fc2 is None or self.add_maxpool or self.add_residual:
             return None
         act_name, gate_name = function_name(act), function_name(gate)
         if act_name not in ACTS or gate_name not in GATES:
             return None
-        if not (_is_plain(fc1) and _is_plain(fc2)):
+        if not (_is_pointwise(fc1) and _is_pointwise(fc2)):
             return None
         if _has_hooks(fc1) or _has_hooks(act) or _has_hooks(fc2) or _has_hooks(gate):
             return None
         return act_name, gate_name
 
+    def __prepare_scriptable__(self):
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile {self._get_name()}: use torch.export or "
+            "torch.jit.trace, or script the model before replace_se or after restore_se"
+        )
+
     def extra_repr(self) -> str:
         layers = self._layers()
         fc1, _, fc2, _, norm = layers
-        bottleneck = " → norm" if norm is not None else ""
-        order = f"squeeze → fc1{bottleneck} → act → fc2 → gate → rescale"
-        fused = "one operator" if self._fused_names(*layers) else "squeeze and rescale fused"
+        steps = ["squeeze", "fc1" if fc2 is not None else "fc"]
+        steps += ["norm"] if norm is not None else []
+        steps += ["act", "fc2"] if fc2 is not None else []
+        steps += ["gate", "rescale + x" if self.add_residual else "rescale"]
+        whole = self._fused_names(*layers) is not None
         try:
             backend = ops.backend_for(fc1.weight.device)
         except (RuntimeError, ValueError) as error:
             backend = f"none: {error}"
-        return f"{order}, {fused}, backend={backend}"
+        fused = "one operator" if whole else "squeeze and rescale fused"
+        return f"{' → '.join(steps)}, {fused}, backend={backend}"
+
+
+def traced(module: FusedSE, *args) -> torch.fx.Proxy:
+    """The module's call as one node of torch.fx's symbolic tracing, as PyTorch's own layers are."""
+    tracer = args[0].tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, {})
 
 
 def _round_to_multiple(width: float, divisor: int) -> int:
@@ -151,19 +179,35 @@ def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     return (own["weight"], own["bias"]) if len(own) == 2 else (layer.weight, layer.bias)
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    return type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.groups == 1
+_POINTWISE = {nn.Linear: None, nn.Conv1d: (1,), nn.Conv2d: (1, 1), nn.Conv3d: (1, 1, 1)}
+# Convolutions padded to "same", which a kernel of 1 is without padding.
+_SAME_PADDED = {
+    ("segmentation_models_pytorch.encoders._efficientnet", "Conv2dStaticSamePadding"),
+    ("segmentation_models_pytorch.encoders._efficientnet", "Conv2dDynamicSamePadding"),
+    ("efficientnet_pytorch.utils", "Conv2dStaticSamePadding"),
+    ("efficientnet_pytorch.utils", "Conv2dDynamicSamePadding"),
+}
 
 
-def _has_hooks(layer: nn.Module) -> bool:
-    return (
+def _is_pointwise(layer: nn.Module) -> bool:
+    """Whether a layer is F.linear over the channels of a map of one position."""
+    cls = type(layer)
+    if cls not in _POINTWISE:
+        if (cls.__module__, cls.__qualname__) not in _SAME_PADDED:
+            return False
+        cls = nn.Conv2d
+    one = _POINTWISE[cls]
+    return one is None or (
+        layer.kernel_size == one
+        and layer.groups == 1
+        and (layer.padding == "same" or not any(layer.padding))
+    )
+
+
+def _has_hooks(layer) -> bool:
+    return isinstance(layer, nn.Module) and bool(
         layer._forward_hooks
         or layer._forward_pre_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
     )
-
-
-def _gate_for(gate: Tensor, x: Tensor) -> Tensor:
-    """The gate in a dtype that rescale takes (autocast may have lowered it below x's)."""
-    return gate if gate.dtype == x.dtype or x.dtype.itemsize == 2 else gate.to(x.dtype)

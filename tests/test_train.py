@@ -1,5 +1,6 @@
 """benchmarks/train.py, run as users run it: what it writes, which data and models it takes."""
 
+import functools
 import importlib.util
 import json
 import math
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("--device", "cpu", "--epochs", "1", "--steps", "2", "--batch-size", "4")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def needs(package):
@@ -22,14 +25,14 @@ def needs(package):
     )
 
 
-def train(*arguments, launcher=(sys.executable,)):
+def train(*arguments, launcher=(sys.executable,), **environment):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [*launcher, str(ROOT / "benchmarks" / "train.py"), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
 
 
@@ -123,14 +126,84 @@ def test_imagefolder_with_torchvision_model(tmp_path):
     assert len(result["se_blocks"]) == 16
 
 
+# Group norm: no sample depends on another, so that a batch may be split over processes.
+SPLITTABLE = ("--model", "test_efficientnet_gn")
+FLOAT32 = 1e-5
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.fixture(scope="module")
+def plain_losses(tmp_path_factory):
+    """The losses of one process with eager SE, float32 and no compiler, by batch size."""
+
+    @functools.cache
+    def losses(batch_size):
+        out = tmp_path_factory.mktemp("plain")
+        _, result = result_of(out, *SPLITTABLE, "--batch-size", batch_size)
+        assert_sound(result, steps=2)
+        return result["runs"]["eager"]["losses"]
+
+    return losses
+
+
 @needs("sklearn")
-def test_two_processes_under_torchrun(tmp_path):
-    module = "torch.distributed.run"
-    launcher = (sys.executable, "-m", module, "--standalone", "--nproc-per-node", "2")
-    stdout, result = result_of(tmp_path, launcher=launcher)
+@needs("timm")
+@pytest.mark.parametrize("name, dtype", AMP_DTYPES.items(), ids=AMP_DTYPES)
+def test_first_loss_under_autocast(tmp_path, plain_losses, name, dtype):
+    _, result = result_of(tmp_path, *SPLITTABLE, "--batch-size", 8, "--amp", name)
+    eps = torch.finfo(dtype).eps
+    for run in result["runs"].values():
+        assert all(map(math.isfinite, run["losses"]))
+        # The second loss is the plain run's only where the first gradient did not overflow.
+        assert run["losses"][0] == pytest.approx(plain_losses(8)[0], rel=eps)
+        assert run["losses"][0] != plain_losses(8)[0], "not under autocast"
+    assert result["first_loss_difference"] < eps * plain_losses(8)[0]
+
+
+@needs("sklearn")
+@needs("timm")
+def test_two_processes_train_as_one(tmp_path, plain_losses):
+    stdout, result = result_of(tmp_path, *SPLITTABLE, launcher=TORCHRUN)
     assert_sound(result, steps=2)
+    for run in result["runs"].values():
+        assert run["losses"] == pytest.approx(plain_losses(8), rel=FLOAT32)
     assert result["processes"] == 2
     assert stdout.count("inside the SE blocks") == 1
+
+
+@needs("sklearn")
+@needs("timm")
+def test_two_processes_under_autocast(tmp_path, plain_losses):
+    arguments = (*SPLITTABLE, "--amp", "bf16", "--channels-last")
+    _, result = result_of(tmp_path, *arguments, launcher=TORCHRUN)
+    eps = torch.finfo(AMP_DTYPES["bf16"]).eps
+    for run in result["runs"].values():
+        assert all(map(math.isfinite, run["losses"]))
+        assert run["losses"][0] == pytest.approx(plain_losses(8)[0], rel=eps)
+    assert result["first_loss_difference"] < eps * plain_losses(8)[0]
+    assert result["processes"] == 2
+
+
+@needs("sklearn")
+@needs("timm")
+@pytest.mark.parametrize("processes", [1, 2], ids=["one-process", "two-processes"])
+def test_compiled(tmp_path, plain_losses, processes):
+    finished = train(
+        *SHORT,
+        *("--out", tmp_path, *SPLITTABLE, "--compile"),
+        launcher=TORCHRUN if processes == 2 else (sys.executable,),
+        TORCH_LOGS="graph_code,graph_breaks",
+    )
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads((tmp_path / "train.json").read_text())
+    assert_sound(result, steps=2)
+    for run in result["runs"].values():
+        assert run["losses"] == pytest.approx(plain_losses(4 * processes), rel=FLOAT32)
+    assert result["processes"] == processes
+    graphs = finished.stderr
+    assert "group_norm" in graphs, "the network was not compiled, at most its SE blocks"
+    assert "torch.ops.se_fused" in graphs
+    assert "Graph break" not in graphs
 
 
 @pytest.mark.parametrize(

@@ -1,70 +1,152 @@
-"""``replace_se``: the one-line swap."""
+"""``replace_se``, the one-line swap, and ``restore_se``, which undoes it."""
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from se_fused.module import FusedSE
-from se_fused.surgery.families import FAMILIES
+from se_fused.surgery.families import BY_CLASS, Family, known_family, path_of
+from se_fused.surgery.report import Entry, Report
+from se_fused.surgery.structure import family_by_layers
+from se_fused.surgery.swapped import SwappedSE, swap, unswap
+from se_fused.surgery.trial import NO_MAP, difference, obstacle
 
 
-class Entry(NamedTuple):
-    """One module of the model: its name there, its class, and why it was left (None: replaced)."""
+def replace_se(
+    model: nn.Module,
+    *,
+    optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+) -> Report:
+    """Fuses the SE modules inside a model, in place: ``print(replace_se(model))``.
 
-    name: str
-    cls: str
-    reason: str | None = None
+    A replaced module is the same object with another forward: its parameters, state-dict keys and
+    attributes (``m.se.conv_reduce.weight``, ``m.fc[0]``) are what they were, so optimizers keep
+    working and checkpoints load strictly both ways. ``restore_se(model)`` undoes it.
 
+    SE modules are known by class (the table in ``surgery/families.py``) or found by their layers.
+    Each is tried first: copies of it with random parameters, before and after, must agree in
+    float64 in result and gradients. One that does not, or that has hooks, parametrizations, a
+    patched forward, or is a subclass of a known class, is left, with the reason in the report.
 
-@dataclass
-class Report:
-    """What ``replace_se`` did; prints as a table."""
+    Args:
+        model: any module; it may itself be an SE module.
+        optimizers: the optimizers of the model. Nothing in them changes, as parameters stay the
+            same objects; given here, they are checked to be this model's.
 
-    replaced: list[Entry] = field(default_factory=list)
-    left: list[Entry] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.replaced)} SE modules replaced, {len(self.left)} left"]
-        lines += [f"  replaced  {entry.name}  {entry.cls}" for entry in self.replaced]
-        lines += [f"  left      {entry.name}  {entry.cls}: {entry.reason}" for entry in self.left]
-        return "\n".join(lines)
-
-
-def replace_se(model: nn.Module) -> Report:
-    """Replaces the SE modules inside a model by FusedSE, in place: ``replace_se(model)``.
-
-    The fused modules hold the same layers under the same names: parameters stay the same objects
-    (optimizers keep working) and state dicts load strictly both ways. A module with hooks of its
-    own is left alone, with the reason in the report. Known families: ``surgery/families.py``.
+    Returns:
+        A report with the lists ``replaced`` and ``left``; it prints as a table.
 
     Raises:
-        ValueError: the model itself is an SE module, which cannot be replaced in place.
+        TypeError: model is no module, or optimizers are none.
+        ValueError: an optimizer has no parameter of this model, as one built for a copy of it.
     """
-    if _family(model) is not None:
-        raise ValueError(
-            f"model is itself a {type(model).__name__}; use FusedSE in its place, "
-            "replace_se swaps the SE modules inside a model"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _check_optimizers(model, optimizers)
+    search = _Search(model)
+    search.by_class()
+    search.by_layers()
+    return search.report()
+
+
+class _Search:
+    """The SE modules of a model, swapped as they are found; one lies never within another."""
+
+    def __init__(self, model: nn.Module):
+        self.modules = dict(model.named_modules())
+        self.entries: dict[str, Entry] = {}
+        self.settled = {name for name, m in self.modules.items() if isinstance(m, FusedSE)}
+
+    def by_class(self):
+        for name, module in self.modules.items():
+            if any(_is_within(name, other) for other in self.settled):
+                continue
+            family, reason = known_family(module)
+            if family or reason:
+                reason = reason or obstacle(module, family) or difference(module, family)
+                self._enter(name, module, family, reason)
+                self.settled.add(name)
+
+    def by_layers(self):
+        """From the inside out, so that a container of one SE module is not taken for it."""
+        for name, module in reversed(self.modules.items()):
+            if any(_is_within(name, o) or _is_within(o, name) for o in self.settled):
+                continue
+            if any(isinstance(m, FusedSE) for m in module.modules()):  # under another name
+                continue
+            family = family_by_layers(module)
+            is_known = path_of(type(module)) in BY_CLASS
+            if family is not None:
+                reason = obstacle(module, family) or difference(module, family)
+            elif is_known:
+                reason = "it has not the layers that se_fused knows of its class"
+            else:
+                continue
+            parts = [other for other in self.entries if _is_within(other, name)]
+            if reason is None:  # what was left inside were parts of this
+                for other in parts:
+                    del self.entries[other]
+                self.settled.add(name)
+            elif parts or (reason == NO_MAP and not is_known):
+                continue  # a container, or something else with the layers of SE
+            self._enter(name, module, family, reason)
+
+    def _enter(self, name: str, module: nn.Module, family: Family, reason: str | None):
+        self.entries[name] = Entry(name or "(model)", path_of(type(module)), reason)
+        if reason is None:
+            swap(module, family.swapped, family.slots)
+
+    def report(self) -> Report:
+        found = [self.entries[name] for name in self.modules if name in self.entries]
+        return Report(
+            replaced=[entry for entry in found if entry.reason is None],
+            left=[entry for entry in found if entry.reason is not None],
         )
-    report = Report()
-    for name, module in list(model.named_modules()):
-        family = _family(module)
-        if family is None:
+
+
+def _is_within(name: str, other: str) -> bool:
+    """Whether the module called ``name`` is ``other`` or in it; the model itself is called ""."""
+    return name == other or other == "" or name.startswith(other + ".")
+
+
+def restore_se(model: nn.Module) -> Report:
+    """Undoes ``replace_se``, in place: every replaced module has its library's forward again.
+
+    Returns:
+        A report of the modules restored (as ``replaced``) and those left: modules that were
+        built as FusedSE, and such as were wrapped after the swap (FSDP).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    report = Report("restored")
+    for name, module in model.named_modules():
+        if not isinstance(module, FusedSE):
             continue
-        entry = Entry(name, f"{type(module).__module__}.{type(module).__qualname__}")
-        if _has_hooks(module):
-            report.left.append(entry._replace(reason="its hooks would not be carried over"))
-            continue
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, family.from_layers(module))
-        report.replaced.append(entry)
+        entry = Entry(name or "(model)", path_of(type(module)))
+        if not isinstance(module, SwappedSE):
+            report.left.append(entry._replace(reason="it was built as FusedSE, not replaced"))
+        elif "origin" not in vars(type(module)):
+            report.left.append(entry._replace(reason="its class was changed after replace_se"))
+        else:
+            unswap(module)
+            report.replaced.append(entry._replace(cls=path_of(type(module))))
     return report
 
 
-def _family(module: nn.Module) -> type[FusedSE] | None:
-    cls = type(module)
-    return FAMILIES.get(f"{cls.__module__}.{cls.__qualname__}")
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any(value for name, value in vars(module).items() if name.endswith("_hooks"))
+def _check_optimizers(model: nn.Module, optimizers):
+    if optimizers is None:
+        return
+    if isinstance(optimizers, torch.optim.Optimizer):
+        optimizers = [optimizers]
+    own = set(model.parameters())
+    for optimizer in optimizers:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizers must be torch.optim.Optimizer objects, got {type(optimizer).__name__}"
+            )
+        if own.isdisjoint(p for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError(
+                f"optimizers: this {type(optimizer).__name__} has no parameter of the model; "
+                "was it built for a copy of it?"
+            )
