@@ -48,10 +48,13 @@ TORCHVISION = {
 
 
 def from_timm(name):
-    network = timm.create_model(name, num_classes=5)
-    config = network.default_cfg
-    fixed = config.get("fixed_input_size", False)
-    return network, config["input_size"][1:] if fixed else (64, 64)
+    network = timm.create_model(name, num_classes=5).eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, 3, 64, 64))
+    except (AssertionError, RuntimeError, ValueError):  # a fixed or a least size
+        return network, network.default_cfg["input_size"][1:]
+    return network, (64, 64)
 
 
 def from_torchvision(name):
@@ -120,7 +123,8 @@ def assert_same_network(eager, fused, size):
             assert found is None
         else:
             # PyTorch's own hardsigmoid has a float32 1/6 in its float64 gradient.
-            scale = expected.abs().max().clamp(min=1e-30)
+            # A gradient below 1e-6 may be nothing but rounding.
+            scale = expected.abs().max().clamp(min=1e-6)
             torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-6)
 
 

@@ -187,7 +187,7 @@ LEFT_ALONE = {
         lambda: _copied_with(_detached), "it computes something else than SE of its layers"
     ),
     "two-results": (lambda: _copied_with(_pair), "it returns a tuple, not a tensor"),
-    "another-version": (_later_version, "it takes no feature map [N, C, *spatial]"),
+    "another-version": (_later_version, "it squeezes no feature map [N, C, *spatial]"),
     "another-layout": (_with_one_layer, "it has not the layers that se_fused knows of its class"),
 }
 
@@ -244,7 +244,8 @@ def test_mlp_with_the_layers_of_se_is_no_se():
     convolutions = nn.Sequential(
         nn.Conv2d(16, 4, 1), nn.Identity(), nn.GELU(), nn.Conv2d(4, 16, 1), nn.Dropout()
     )
-    report = replace_se(nn.Sequential(convolutions, nn.Flatten(), mlp))
+    pixels = nn.Sequential(nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1), nn.Sigmoid())
+    report = replace_se(nn.Sequential(convolutions, pixels, nn.Flatten(), mlp))
     assert not report.replaced and not report.left
 
 

@@ -10,7 +10,7 @@ from se_fused.surgery.families import BY_CLASS, Family, known_family, path_of
 from se_fused.surgery.report import Entry, Report
 from se_fused.surgery.structure import family_by_layers
 from se_fused.surgery.swapped import SwappedSE, swap, unswap
-from se_fused.surgery.trial import NO_MAP, difference, obstacle
+from se_fused.surgery.trial import NO_SE, difference, obstacle
 
 
 def replace_se(
@@ -88,7 +88,7 @@ class _Search:
                 for other in parts:
                     del self.entries[other]
                 self.settled.add(name)
-            elif parts or (reason == NO_MAP and not is_known):
+            elif parts or (reason == NO_SE and not is_known):
                 continue  # a container, or something else with the layers of SE
             self._enter(name, module, family, reason)
 

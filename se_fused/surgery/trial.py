@@ -1,6 +1,7 @@
 """Before a swap: what would be lost, and whether both forms agree in float64 on random numbers."""
 
 import copy
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from se_fused import ops
 from se_fused.surgery.families import Family
 from se_fused.surgery.swapped import swap
 
-NO_MAP = "it takes no feature map [N, C, *spatial]"
+NO_SE = "it squeezes no feature map [N, C, *spatial]"
 _SIZES = ((3, 5), (3, 5, 2), (5,))
 _SEED = 1709
 
@@ -40,7 +41,12 @@ def difference(module: nn.Module, family: Family) -> str | None:
     Copies on the CPU, with random parameters, are compared in result and gradients, in training
     and in eval mode. The module itself is not run.
     """
-    with torch.random.fork_rng(devices=[]), ops.backend("eager"), torch.enable_grad():
+    with (
+        torch.random.fork_rng(devices=[]),
+        ops.backend("eager"),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         torch.manual_seed(_SEED)
         try:
             original = _random_copy(module).eval()
@@ -49,13 +55,19 @@ def difference(module: nn.Module, family: Family) -> str | None:
             examples = [fused.example_map(size) for size in _SIZES]
         except (AttributeError, RuntimeError, TypeError, NotImplementedError) as error:
             return f"it could not be tried: {_first_line(error)}"
+        squeezed = []
+        first = attrgetter(family.slots.fc1)(original)
+        hook = first.register_forward_pre_hook(lambda _, args: squeezed.append(args[0].numel()))
         for x in examples:
             try:
                 original(x)
             except Exception:  # whatever a library's forward raises
                 continue
-            return _compare(original, fused, x)
-        return NO_MAP
+            hook.remove()
+            samples_and_channels = x.shape[0] * first.weight.shape[1]
+            is_se = squeezed[-1:] == [samples_and_channels]
+            return _compare(original, fused, x) if is_se else NO_SE
+        return NO_SE
 
 
 def _random_copy(module: nn.Module) -> nn.Module:
