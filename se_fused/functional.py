@@ -48,7 +48,8 @@ def squeeze_excite(
     Source: Hu et al., arXiv 1709.01507, eq. 2-4.
     """
     checks.feature_map(x, "x")
-    checks.weights(x, w1, b1, w2, b2)
+    if not torch.jit.is_tracing():  # sizes are tensors there; comparing them warns
+        checks.weights(x, w1, b1, w2, b2)
     checks.choice(act, ACTS, "act")
     checks.choice(gate, GATES, "gate")
     if _needs_plain_operators():
@@ -83,7 +84,8 @@ def rescale(x: Tensor, gate: Tensor) -> Tensor:
     Source: Hu et al., arXiv 1709.01507, eq. 4.
     """
     checks.feature_map(x, "x")
-    checks.beside(gate, "gate", x, (x.shape[0], x.shape[1]), x.dtype, x.device)
+    if not torch.jit.is_tracing():
+        checks.beside(gate, "gate", x, (x.shape[0], x.shape[1]), x.dtype, x.device)
     if _needs_plain_operators():
         return eager.rescale(x, _acc_gate(gate, x))
     return _Rescale.apply(dense(x), gate)
@@ -101,7 +103,7 @@ class _SqueezeExcite(Function):
     def backward(ctx, dy):
         x, z, g, w1, b1, w2, b2 = ctx.saved_tensors
         with _without_autocast(dy):
-            if torch.is_grad_enabled():
+            if _is_taken_apart(dy):
                 forward = lambda x, w1, b1, w2, b2: eager.squeeze_excite(
                     x, w1, b1, w2, b2, ctx.act, ctx.gate
                 )[0]
@@ -147,7 +149,7 @@ class _Rescale(Function):
     @staticmethod
     def backward(ctx, dy):
         x, gate = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if _is_taken_apart(dy):
             forward = lambda x, gate: eager.rescale(x, _acc_gate(gate, x))
             with _without_autocast(dy):
                 return _eager_gradients(ctx, forward, (x, gate), dy)
@@ -165,7 +167,7 @@ def _needs_plain_operators() -> bool:
     """Whether someone takes the computation apart who knows PyTorch's own operators alone."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return True
-    if not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
+    if not _is_transformed():
         return False
     if ops.forced_backend() in (None, "eager"):
         return True
@@ -173,6 +175,18 @@ def _needs_plain_operators() -> bool:
         f"backend {ops.forced_backend()!r} cannot run inside torch.func transforms and "
         'forward-mode differentiation: use se_fused.backend("eager")'
     )
+
+
+def _is_taken_apart(dy: Tensor) -> bool:
+    """Whether a backward pass is itself differentiated, or batched, as for a Jacobian."""
+    if torch.is_grad_enabled() or _is_transformed():
+        return True
+    # What torch.autograd.grad(is_grads_batched=True) makes is none of torch.func's transforms.
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(dy)
+
+
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -186,7 +200,9 @@ def _acc_gate(gate: Tensor, x: Tensor) -> Tensor:
 def _without_autocast(t: Tensor):
     """The accumulator's matmuls stay in its dtype, also in a backward pass inside autocast."""
     kind = t.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    if t.is_meta or not torch.is_autocast_enabled(kind):  # which knows no meta device
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def _weight_gradient(dp: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
@@ -196,8 +212,10 @@ def _weight_gradient(dp: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
 
 def _eager_gradients(ctx, forward, inputs, dy):
     """Gradients that are themselves differentiable, from the eager formulas (double backward)."""
-    # Aliases: a gradient must not run on into the history that one input may share with another.
-    aliases = [t if t is None else t.view_as(t) for t in inputs]
-    wanted = [t for t, needed in zip(aliases, ctx.needs_input_grad) if needed]
-    found = iter(torch.autograd.grad(forward(*aliases), wanted, dy, create_graph=True))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # A gradient must not run on into the history that one input may share with another.
+        aliases = [t if t is None else t.view_as(t) for t in inputs]
+        wanted = [t for t, needed in zip(aliases, ctx.needs_input_grad) if needed]
+        found = iter(torch.autograd.grad(forward(*aliases), wanted, dy, create_graph=create_graph))
     return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[: len(inputs)])
