@@ -19,7 +19,7 @@ import subprocess
 import sys
 
 import torch
-import torch.nn.functional as F
+from contenders import FunctionalSE, copy_weights, verify
 from maps import BLOCK_SHAPES, CACHED_SHAPES, REDUCTION, TINY_SHAPES
 from models import SqueezeExcite
 from report import machine, measured_on, write_json, write_readme
@@ -37,16 +37,6 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 LARGE = 50e6  # bytes of a map from which the default malloc is measured
 
 
-class FunctionalSE(SqueezeExcite):
-    """The block as one writes it for torch.compile."""
-
-    def forward(self, x):
-        z = x.mean((2, 3))
-        h = F.relu(F.linear(z, self.fc1.weight.flatten(1), self.fc1.bias))
-        p = F.linear(h, self.fc2.weight.flatten(1), self.fc2.bias)
-        return x * torch.sigmoid(p)[:, :, None, None]
-
-
 def blocks(shape, dtype, compiled: bool):
     channels, hidden = shape[1], max(1, shape[1] // REDUCTION)
     found = {
@@ -56,29 +46,12 @@ def blocks(shape, dtype, compiled: bool):
     if compiled:
         found["compiled"] = FunctionalSE(channels, hidden)
     for block in found.values():
-        block.load_state_dict(found["fused"].state_dict())
+        copy_weights(block, found["fused"])
         block.to(dtype)
     if compiled:
         torch._dynamo.reset()
         found["compiled"] = torch.compile(found["compiled"], fullgraph=True, dynamic=False)
     return found
-
-
-def verify(blocks, x, dy):
-    """Each block against float64: no timing of a wrong result."""
-    exact_block = FunctionalSE(x.shape[1], blocks["fused"].fc1.out_channels).double()
-    weights = {name: w.double() for name, w in blocks["fused"].state_dict().items()}
-    exact_block.load_state_dict(weights)
-    exact_x = x.detach().double().requires_grad_()
-    exact = exact_block(exact_x)
-    (exact_dx,) = torch.autograd.grad(exact, exact_x, dy.double())
-    for name, block in blocks.items():
-        y = block(x)
-        (dx,) = torch.autograd.grad(y, x, dy)
-        for found, wanted in ((y, exact), (dx, exact_dx)):
-            error = (found.double() - wanted).abs().max() / wanted.abs().max()
-            limit = 16 * torch.finfo(x.dtype).eps
-            assert error <= limit, f"{name} {tuple(x.shape)} {x.dtype}: error {error:.1e}"
 
 
 def make_inputs(shape, dtype, layout):
@@ -105,7 +78,8 @@ def measure(shape, dtype, layout, compiled) -> dict:
     """Median milliseconds, {"forward": {name: ms}, "forward+backward": {name: ms}}."""
     x, dy = make_inputs(shape, DTYPES[dtype], layout)
     named = blocks(shape, DTYPES[dtype], compiled)
-    verify(named, x, dy)
+    for block in named.values():
+        verify(block, FunctionalSE(x.shape[1], named["fused"].fc1.out_channels), x, dy)
     calls = {
         "forward": {name: forward(block, x) for name, block in named.items()},
         "forward+backward": {name: forward_backward(block, x, dy) for name, block in named.items()},

@@ -21,7 +21,12 @@ def peak_memory(run, batch) -> int:
 
     step()
     run.network.zero_grad()
-    return _peak_on_cuda(step, run.device) if run.device.type == "cuda" else _peak_on_cpu(step)
+    return peak_of(step, run.device)
+
+
+def peak_of(step, device) -> int:
+    """Bytes that a call has allocated at its peak, above what was held before."""
+    return _peak_on_cuda(step, device) if device.type == "cuda" else _peak_on_cpu(step)
 
 
 def _peak_on_cuda(step, device):

@@ -1,10 +1,9 @@
 """Time inside the SE blocks: each block alone, on maps as the network gives it."""
 
-import statistics
-import time
 from typing import NamedTuple
 
 import torch
+from timing import medians
 
 SECONDS_PER_BLOCK = 1.0
 FEWEST, MOST = 5, 50
@@ -31,8 +30,11 @@ def se_block_times(eager, fused, names, batch, compiled) -> list[BlockTime]:
         for run in (eager, fused):
             block = run.network.get_submodule(name)
             steps.append(_forward_backward(run, block, x, compiled))
-        eager_ms, fused_ms = _medians_in_turn(steps, eager.device)
-        times.append(BlockTime(name, tuple(x.shape), eager_ms, fused_ms))
+        found = medians(
+            dict(zip(("eager", "fused"), steps)),
+            seconds=SECONDS_PER_BLOCK, fewest=FEWEST, most=MOST, device=eager.device,
+        )
+        times.append(BlockTime(name, tuple(x.shape), found["eager"], found["fused"]))
     return times
 
 
@@ -73,26 +75,3 @@ def _forward_backward(run, block, x, compiled):
         torch.autograd.grad(y, wanted, dy)
 
     return step
-
-
-def _medians_in_turn(steps, device):
-    for step in steps:
-        step()
-    estimate = sum(_milliseconds(step, device) for step in steps) / 1000
-    repeats = min(max(int(SECONDS_PER_BLOCK / max(estimate, 1e-9)), FEWEST), MOST)
-    rounds = [[_milliseconds(step, device) for step in steps] for _ in range(repeats)]
-    return [statistics.median(times) for times in zip(*rounds)]
-
-
-def _milliseconds(step, device):
-    if device.type != "cuda":
-        start = time.perf_counter()
-        step()
-        return 1000 * (time.perf_counter() - start)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(2_000_000)  # about 1 ms, in which the launches queue up behind it
-    begin.record()
-    step()
-    end.record()
-    torch.cuda.synchronize(device)
-    return begin.elapsed_time(end)

@@ -1,0 +1,135 @@
+"""One SE block: FusedSE against what users would use instead, on maps of real networks.
+
+    pytest benchmarks/test_block.py            a quick selection
+    pytest benchmarks/test_block.py --full     every map, block, dtype and layout
+
+A row times one contender; FusedSE has its turn before each of its rounds, so that both meet the
+same disturbances. Each is first compared with float64. pytest-benchmark's JSON gets, as
+``extra_info``, FusedSE's own times and what `report.py` needs for its tables.
+"""
+
+import itertools
+import math
+
+import contenders
+import maps
+import pytest
+import torch
+from timing import copy_bandwidth, graphed, launch_milliseconds, milliseconds, quartiles
+
+from se_fused import backend, ops
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DIRECTIONS = ("forward", "forward+backward")
+LAYOUTS = ("contiguous", "channels_last")
+# Passes over the map, counted: see `traffic.py`. Compiled blocks fuse differently from map to map.
+PASSES = {
+    "forward": {"eager": 3, "fused": 3},
+    "forward+backward": {"eager": 13, "fused": 7},
+}
+SECONDS = 1.0
+# Network and channels.
+QUICK_MAPS = [
+    ("seresnet50", 256), ("seresnet50", 2048), ("efficientnet_b0", 96),
+    ("mobilenetv3_large_100", 960),
+]
+QUICK_CONTENDERS = ("timm", "functional, compiled")
+CONTENDERS = (*contenders.EAGER, *contenders.COMPILED)
+
+
+def rows():
+    """All rows, those that are not quick marked ``full``."""
+    quick = [map for map in maps.load() if (map.network, map.shape[1]) in QUICK_MAPS]
+    found = []
+    for map, dtype, layout, name in itertools.product(maps.load(), DTYPES, LAYOUTS, CONTENDERS):
+        if not contenders.takes(name, map):
+            continue
+        is_quick = map in quick and dtype != "fp16" and name in QUICK_CONTENDERS
+        marks = [] if is_quick else [pytest.mark.full]
+        label = f"{map.network}-{map.size}-{dtype}-{layout}-{name}"
+        label = label.replace(", ", "-").replace("×", "x")
+        found.append(pytest.param(map, dtype, layout, name, id=label, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("map, dtype, layout, name", rows())
+def test_block(benchmark, device, fused_backend, map, dtype, layout, name, direction):
+    inputs = Inputs(map, DTYPES[dtype], layout, device)
+    theirs, ours = contenders.pair(name, map, DTYPES[dtype], device)
+    with backend(fused_backend):
+        for block in (theirs, ours):
+            contenders.verify(block, contenders.functional(map), *inputs.first)
+        calls = {"this": inputs.caller(theirs, direction), "fused": inputs.caller(ours, direction)}
+        benchmark.group = f"{map.network} {map.size} {dtype} {layout} {direction}"
+        benchmark.extra_info.update(
+            network=map.network, shape=map.shape, hidden=map.hidden, act=map.act, gate=map.gate,
+            blocks=map.blocks, dtype=dtype, layout=layout, direction=direction, contender=name,
+            backend=fused_backend, threads=torch.get_num_threads(),
+            map_bytes=inputs.map_bytes,
+            passes=PASSES[direction],
+            copy_gbs=copy_bandwidth(math.prod(map.shape), DTYPES[dtype], device),
+            **measure(benchmark, calls, device),
+        )
+
+
+def measure(benchmark, calls, device) -> dict:
+    """Times the contender with pytest-benchmark, FusedSE in between; the times of both in ms."""
+    estimate = sum(milliseconds(call, device) for call in calls.values()) / 1e3
+    rounds = min(max(int(SECONDS / max(estimate, 1e-9)), 7), 200)
+    times = {"this": [], "fused": []}
+
+    def turn(name):
+        times[name].append(milliseconds(calls[name], device))
+
+    benchmark.pedantic(
+        turn, args=("this",), setup=lambda: turn("fused"), rounds=rounds, warmup_rounds=2
+    )
+    found = {f"{name}_ms": quartiles(of[2:]) for name, of in times.items()}
+    if device.type == "cuda":
+        for name, call in calls.items():
+            replay = graphed(call)
+            found[f"{name}_graph_ms"] = quartiles([milliseconds(replay, device) for _ in range(20)])
+            found[f"{name}_launch_ms"] = quartiles(
+                [launch_milliseconds(call, device) for _ in range(20)]
+            )
+    return found
+
+
+class Inputs:
+    """x and dy; on a GPU as many of them in turn as it takes to pass its L2 cache."""
+
+    def __init__(self, map, dtype, layout, device):
+        self.map_bytes = math.prod(map.shape) * dtype.itemsize
+        copies = 1
+        if device.type == "cuda":
+            l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+            copies = 1 + math.ceil(2 * l2_bytes / self.map_bytes)
+        format = torch.contiguous_format
+        if layout == "channels_last":
+            format = {4: torch.channels_last, 5: torch.channels_last_3d}[len(map.shape)]
+
+        def make():
+            return torch.randn(map.shape, device=device).to(dtype).contiguous(memory_format=format)
+
+        self.pairs = [(make().requires_grad_(), make()) for _ in range(copies)]
+        self.first = self.pairs[0]
+
+    def caller(self, block, direction):
+        turns = itertools.cycle(self.pairs)
+        wanted = list(block.parameters())
+
+        def forward():
+            with torch.no_grad():
+                block(next(turns)[0])
+
+        def forward_backward():
+            x, dy = next(turns)
+            torch.autograd.grad(block(x), [x, *wanted], dy)
+
+        return forward if direction == "forward" else forward_backward
+
+
+def test_backends_are_named(device, fused_backend):
+    with backend(fused_backend):
+        assert ops.backend_for(device) == fused_backend

@@ -1,0 +1,147 @@
+"""Passes of operators and of code that Inductor generates for the CPU, on known traffic.
+
+FusedSE's passes: test_traffic.py.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._inductor import config
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import counting  # noqa: E402
+import loop_nests  # noqa: E402
+from counting import COMPILED, DIRECTIONS, LAYOUTS, Generated, Operators  # noqa: E402
+
+
+def test_operators_count_passes():
+    x, gate = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 1, 1)
+    with Operators(x.shape) as counted:
+        x.mean((2, 3))  # reads x
+        y = x * gate  # reads x, writes y
+        y.transpose(2, 3).detach()  # a view
+        gate.expand(x.shape).sum()  # of a map's shape, but a gate's size
+        torch.empty_like(y).add_(x)  # reads both, writes one
+        x.flatten(1).abs()  # reads x in another shape, writes
+    assert counted.names == ["mean", "mul", "sum", "add_", "abs"]
+    assert counted.passes == 8
+
+
+KNOWN = {  # function: passes of each generated kernel, operators, passes altogether
+    "product": (lambda x: x * 2, [2], [], 2),
+    "product-in-place": (lambda x: x.mul_(2), [2], [], 2),
+    "read-twice-by-one-loop": (lambda x: x * x + x, [2], [], 2),
+    "copy": (lambda x: x.clone(memory_format=torch.channels_last), [2], [], 2),
+    "mean-and-a-planted-copy": (lambda x: (x.mean((2, 3)), x.clone()), [3], [], 3),
+    "product-and-a-planted-copy": (lambda x: (x * 2, x.clone()), [3], [], 3),
+    "mean": (lambda x: x.mean((2, 3)), [1], [], 1),
+    "channel-sum": (lambda x: x.sum((0, 2, 3)), [1], [], 1),
+    "mean-then-difference": (lambda x: x - x.mean((2, 3), keepdim=True), [3], [], 3),
+    "half-as-many-bytes": (lambda x: x.to(torch.bfloat16), [1.5], [], 1.5),
+    "every-second-channel": (lambda x: x[:, ::2] + 1, [0.5], [], 0.5),  # its result is no map
+    "operator-of-a-map": (lambda x: torch.sort(x)[0] * 2, [2], ["sort"], 5),
+    "matmul-of-a-map": (lambda x: x.flatten(1) @ x.flatten(1).T, [], ["mm"], 2),
+    "matmul-of-means": (lambda x: x.mean((2, 3)) @ x.mean((2, 3)).T, [1], ["mm"], 1),
+}
+
+
+def generated(function, x, **options):
+    with Generated(x) as counted, config.patch(options):
+        torch.compile(function, fullgraph=True, dynamic=False)(x)
+    return counted
+
+
+@pytest.mark.parametrize("function, kernels, operators, passes", KNOWN.values(), ids=KNOWN)
+def test_generated_code_counts_passes(function, kernels, operators, passes):
+    counted = generated(function, torch.randn(2, 10, 7, 7))
+    assert [count for count in counted.kernels if count] == kernels
+    assert counted.operators.names == operators
+    assert counted.passes == passes
+
+
+@pytest.mark.parametrize("threads", [1, 2, 64])
+@pytest.mark.parametrize("vector_bits", [0, 256], ids=["scalars", "vectors"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_passes_do_not_depend_on_how_loops_are_split(layout, vector_bits, threads):
+    x = torch.randn(2, 10, 31, 31).contiguous(memory_format=LAYOUTS[layout])
+    options = {"cpp.threads": threads, "cpp.simdlen": vector_bits}
+    counted = generated(lambda x: x - x.mean((2, 3), keepdim=True), x, **options)
+    assert counted.passes == 3
+
+
+def test_kernels_that_do_nothing_are_forgotten():
+    def function(x):
+        return x * 3 + 1
+
+    x = torch.randn(2, 3, 4, 4)
+    assert generated(function, x).passes == 2
+    assert torch.equal(torch.compile(function)(x), function(x))
+
+
+SOURCE = """
+extern "C"  void  kernel(float* in_out_ptr0,
+                       const float* in_ptr0)
+{
+    auto out_ptr0 = in_out_ptr0;
+    {
+        for(int64_t x0=static_cast<int64_t>(0L); x0<static_cast<int64_t>(48L); x0+=static_cast<int64_t>(16L))
+        {
+            STATEMENT
+        }
+        for(int64_t x0=static_cast<int64_t>(48L); x0<static_cast<int64_t>(50L); x0+=static_cast<int64_t>(1L))
+        {
+            STATEMENT
+        }
+    }
+}
+"""  # noqa: E501
+ACCESSES = {  # statement: elements of in_out_ptr0, and of in_ptr0
+    "load": ("auto tmp0 = Vectorized<float>::loadu(in_ptr0 + x0);", {}, {"read": 50}),
+    "scalar-load": ("auto tmp0 = in_ptr0[static_cast<int64_t>(x0)];", {}, {"read": 50}),
+    "store": ("tmp0.store(out_ptr0 + x0);", {"written": 50}, {}),
+    "scalar-store": ("out_ptr0[static_cast<int64_t>(x0)] = tmp0;", {"written": 50}, {}),
+    "alias": (
+        "tmp0.store(out_ptr0 + x0);\nauto tmp1 = in_out_ptr0[x0];",
+        {"written": 50, "read": 50},
+        {},
+    ),
+    "comparison": ("auto tmp0 = in_ptr0[x0] == tmp1;", {}, {"read": 50}),
+    "from-tile": ("transpose_mxn<float,16,16>(tmp0, 16, out_ptr0 + x0, 7);", {"written": 50}, {}),
+    "to-tile": ("transpose_mxn<float,16,16>(in_ptr0 + x0, 7, tmp0, 16);", {}, {"read": 50}),
+    "atomic": ("atomic_add(&out_ptr0[x0], tmp0);", {"written": 50, "read": 50}, {}),
+}
+
+
+@pytest.mark.parametrize("statement, in_out, read", ACCESSES.values(), ids=ACCESSES)
+def test_kinds_of_access(statement, in_out, read):
+    assert loop_nests.elements(SOURCE.replace("STATEMENT", statement)) == [in_out, read]
+
+
+def test_an_access_of_no_known_kind_is_an_error():
+    with pytest.raises(AssertionError, match=r"unknown access: +gather\(in_ptr0"):
+        loop_nests.elements(SOURCE.replace("STATEMENT", "gather(in_ptr0, tmp0);"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_passes_of_a_training_step_of_plain_pytorch(layout):
+    found = counting.count_eager((2, 64, 14, 14), 4, layout)
+    assert [found[direction]["passes"] for direction in DIRECTIONS] == [3, 10]
+
+
+TRAINING = {  # Inductor copies a contiguous map to channels_last for convolutions
+    ("compiled, 1 × 1 convolutions", "contiguous"): [4, 4],
+    ("compiled, 1 × 1 convolutions", "channels_last"): [3, 4],
+    ("compiled, linear layers", "contiguous"): [3, 4],
+    ("compiled, linear layers", "channels_last"): [3, 4],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("block, passes", TRAINING.items(), ids=map(" ".join, TRAINING))
+def test_passes_of_a_compiled_training_step(block, passes, dtype):
+    name, layout = block
+    found = counting.count_compiled(COMPILED[name], (2, 72, 7, 7), 8, layout, dtype)
+    assert [found[direction]["passes"] for direction in DIRECTIONS] == passes
