@@ -1,4 +1,4 @@
-"""The README's tables are those of the committed results."""
+"""The benchmarks: committed tables and maps are true, and no wrong result is timed."""
 
 import json
 import re
@@ -6,13 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
 import block  # noqa: E402
 import bounds  # noqa: E402
+import contenders  # noqa: E402
+import maps  # noqa: E402
 import network  # noqa: E402
+import timing  # noqa: E402
 import traffic  # noqa: E402
 
 TABLES = {
@@ -42,3 +46,52 @@ def test_bound_names_each_side_by_its_passes():
     layouts = {"contiguous": 8, "channels_last": 7}
     found = bounds.columns({"one": layouts, "other": dict.fromkeys(layouts, 7)})
     assert found == {8: ["one, contiguous"], 7: ["one, channels_last", "other"], 5: ["floor"]}
+
+
+@pytest.mark.parametrize("network", maps.NETWORKS, ids=lambda network: network[0])
+def test_maps_are_those_of_the_networks(network):
+    pytest.importorskip(network[1], reason="not installed; the others are read all the same")
+    assert maps.read(*network) == maps.load(network[0])
+
+
+def small_case():
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 5, 5, requires_grad=True)
+    return maps.Map("none", tuple(x.shape), 4, "silu", "hardsigmoid", 1), x, torch.randn_like(x)
+
+
+@pytest.mark.parametrize("name", contenders.EAGER)
+def test_contenders_are_verified(name):
+    map, x, dy = small_case()
+    try:
+        theirs, ours = contenders.pair(name, map, torch.float32, "cpu")
+    except ImportError:
+        pytest.skip(f"{name} is not installed; functional needs no library")
+    for block_ in (theirs, ours):
+        contenders.verify(block_, contenders.functional(map), x, dy)
+    torch.testing.assert_close(theirs(x), ours(x))
+
+
+def test_wrong_result_is_not_timed():
+    map, x, dy = small_case()
+    exact = contenders.functional(map)
+    for wrong in (lambda y: y + 1e-3, lambda y: y.detach() * y):
+        block_ = contenders.functional(map)
+        block_.register_forward_hook(lambda module, args, y, wrong=wrong: wrong(y))
+        with pytest.raises(AssertionError, match=r"FunctionalSE \(2, 16, 5, 5\) .*: error"):
+            contenders.verify(block_, exact, x, dy)
+
+
+def test_callables_take_turns():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = timing.in_turn(calls, seconds=0, fewest=4)
+    assert order[:4] == ["a", "a", "b", "b"], "warm-up"
+    assert order[4:] == ["b", "a", "a", "b", "b", "a", "a", "b"]
+    assert all(len(found) == 4 for found in times.values())
+
+
+def test_quartiles():
+    assert timing.quartiles([5.0, 1.0, 2.0, 3.0, 4.0]) == {
+        "median": 3.0, "q1": 2.0, "q3": 4.0, "rounds": 5
+    }
