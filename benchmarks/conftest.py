@@ -1,5 +1,7 @@
 """Options and places of the benchmarks that pytest runs: ``pytest benchmarks``."""
 
+import devices
+import malloc
 import pytest
 import torch
 
@@ -25,6 +27,13 @@ def pytest_collection_modifyitems(config, items):
 def device_of(config) -> torch.device:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(config.getoption("--bench-device") or default)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config, machine_info):
+    """So that the JSON says what measured it."""
+    facts = devices.facts(device_of(config))
+    machine_info["se_fused"] = {**facts, "malloc": malloc.in_use()}
 
 
 @pytest.fixture

@@ -1,11 +1,21 @@
-"""Where results go: JSON beside the scripts, tables between markers in the README."""
+"""Where results go: JSON beside the scripts, tables between markers in the README.
 
+    python benchmarks/report.py FILE               the tables of one results file
+    python benchmarks/report.py FILE FILE …        compares devices or commits
+    python benchmarks/report.py FILE --readme --plots DIR
+
+FILE: benchmarks/results/<device>.json, as `collect.py` writes it.
+"""
+
+import argparse
 import json
-import platform
 import re
+import sys
 from pathlib import Path
 
 import torch
+from devices import cpu_name
+from errors import RequestError
 
 from se_fused import ops
 
@@ -14,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def machine() -> dict:
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "capability": ops.backends.load("cpp").cpu_capability(),
@@ -42,12 +52,51 @@ def write_readme(text: str, name: str):
     found, count = re.subn(
         pattern, lambda _: f"{begin}\n{text}\n{end}", path.read_text(), flags=re.DOTALL
     )
-    assert count == 1, f"README.md: {begin} … {end} not found"
+    if count != 1:
+        raise RequestError(f"README.md: {begin} … {end} found {count} times, must be there once")
     path.write_text(found)
 
 
-def _cpu_name() -> str:
+def show(result: dict, readme: bool, plots: Path | None):
+    import tables  # the scripts that import this one have tables of their own
+
+    made = {}
+    if result["block"]:
+        made["bench table"] = tables.block
+    if result["network"]:
+        made["network bench table"] = tables.network
+    print("\n\n".join(table(result) for table in made.values()))
+    if plots:
+        from plots import draw
+
+        draw(result, plots)
+    if readme:
+        for name, table in made.items():
+            write_readme(table(result, folded=True), name)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--readme", action="store_true", help="write the tables into README.md")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the plots there")
+    args = parser.parse_args(arguments)
+    if len(args.files) > 1 and (args.readme or args.plots):
+        parser.error("--readme and --plots take one FILE")
+    from comparison import compare
+    from results_file import load
+
     try:
-        return re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
+        results = {path: load(path) for path in args.files}
+        if len(args.files) > 1:
+            print(compare(results))
+        else:
+            show(*results.values(), args.readme, args.plots)
+    except RequestError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

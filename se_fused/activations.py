@@ -94,7 +94,7 @@ _ELSEWHERE = {
     ("pytorchcv.models.common.activ", "HSwish"): "hardswish",
     ("pytorchcv.models.common.activ", "HSigmoid"): "hardsigmoid",
 }
-# With these arguments alone.
+# Classes that compute the function with these arguments only.
 _ARGUMENTS = {
     "LeakyReLU": {"negative_slope": LEAKY_SLOPE},
     "GELU": {"approximate": "none"},
@@ -107,14 +107,15 @@ _BY_NAME = {name: cls for cls, name in _MODULES.items()}
 
 def function_name(layer) -> str | None:
     """The name of what an activation (a module or a function) computes, None if it is not ours."""
-    kind = type(layer) if isinstance(layer, nn.Module) else layer
-    name = _MODULES.get(kind) or _ELSEWHERE.get(kind)
+    cls = type(layer)
+    name = _MODULES.get(cls)
     if name is None:
-        name = _ELSEWHERE.get((kind.__module__, kind.__qualname__))
-    elif name not in ("leaky_relu", "gelu"):
-        return name
-    arguments = _ARGUMENTS.get(kind.__name__, {}) if name else {}
-    return name if all(getattr(layer, a, v) == v for a, v in arguments.items()) else None
+        kind = cls if isinstance(layer, nn.Module) else layer
+        name = _ELSEWHERE.get(kind) or _ELSEWHERE.get((kind.__module__, kind.__qualname__))
+    for argument, value in _ARGUMENTS.get(cls.__name__, {}).items():
+        if getattr(layer, argument, value) != value:
+            return None
+    return name
 
 
 def make_module(layer, argument: str) -> nn.Module:

@@ -48,11 +48,12 @@ def squeeze_excite(
     Source: Hu et al., arXiv 1709.01507, eq. 2-4.
     """
     checks.feature_map(x, "x")
-    if not torch.jit.is_tracing():  # sizes are tensors there; comparing them warns
+    is_plain = _needs_plain_operators()
+    if not is_plain or not torch.jit.is_tracing():  # sizes are tensors there; comparing them warns
         checks.weights(x, w1, b1, w2, b2)
     checks.choice(act, ACTS, "act")
     checks.choice(gate, GATES, "gate")
-    if _needs_plain_operators():
+    if is_plain:
         with _without_autocast(x):
             return eager.squeeze_excite(x, w1, b1, w2, b2, act, gate)[0]
     x = dense(x)
@@ -84,9 +85,10 @@ def rescale(x: Tensor, gate: Tensor) -> Tensor:
     Source: Hu et al., arXiv 1709.01507, eq. 4.
     """
     checks.feature_map(x, "x")
-    if not torch.jit.is_tracing():
+    is_plain = _needs_plain_operators()
+    if not is_plain or not torch.jit.is_tracing():
         checks.beside(gate, "gate", x, (x.shape[0], x.shape[1]), x.dtype, x.device)
-    if _needs_plain_operators():
+    if is_plain:
         return eager.rescale(x, _acc_gate(gate, x))
     return _Rescale.apply(dense(x), gate)
 

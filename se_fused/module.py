@@ -115,17 +115,16 @@ class FusedSE(nn.Module):
 
     def _layers(self):
         """fc1, act, fc2, gate and norm; None where there is none."""
-        fc1, act, fc2, gate, norm = [self._layer(slot) for slot in self.slots]
+        modules = self._modules
+        fc1, act, fc2, gate, norm = [modules.get(slot) or self._layer(slot) for slot in self.slots]
         return fc1, act, fc2, gate, None if type(norm) is nn.Identity else norm
 
     def _layer(self, slot: str | Callable | None):
         if not isinstance(slot, str):
             return slot
-        layer = self._modules.get(slot)
-        if layer is None:
-            layer = self
-            for name in slot.split("."):
-                layer = getattr(layer, name)
+        layer = self
+        for name in slot.split("."):
+            layer = getattr(layer, name)
         return layer
 
     def _fused_names(self, fc1, act, fc2, gate, norm) -> tuple[str, str] | None:
@@ -180,6 +179,7 @@ def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 _POINTWISE = {nn.Linear: None, nn.Conv1d: (1,), nn.Conv2d: (1, 1), nn.Conv3d: (1, 1, 1)}
+_NO_PADDING = {"same", "valid", (0,), (0, 0), (0, 0, 0)}
 # Convolutions padded to "same", which a kernel of 1 is without padding.
 _SAME_PADDED = {
     ("segmentation_models_pytorch.encoders._efficientnet", "Conv2dStaticSamePadding"),
@@ -198,9 +198,7 @@ def _is_pointwise(layer: nn.Module) -> bool:
         cls = nn.Conv2d
     one = _POINTWISE[cls]
     return one is None or (
-        layer.kernel_size == one
-        and layer.groups == 1
-        and (layer.padding == "same" or not any(layer.padding))
+        layer.kernel_size == one and layer.groups == 1 and layer.padding in _NO_PADDING
     )
 
 
