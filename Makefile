@@ -1,5 +1,7 @@
 # make demo      train an SE network twice, eager and fused, and compare   (sets up .venv)
 # make test      the test suite                                           (sets up .venv)
+# make bench     SE blocks and networks, timed and reported: results, tables, plots in out/
+# make bench-full  the same, every map, contender, dtype and layout: hours   (both set up .venv)
 # make sanitize  the CUDA kernels on the CPU under sanitizers              (sets up .venv)
 # make lint      ruff
 # make clean     remove .venv and what was built
@@ -8,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test sanitize lint clean
+.PHONY: demo test bench bench-full sanitize lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -18,6 +20,17 @@ demo: .venv/ready
 test: export SE_FUSED_REQUIRE ?= cpp,triton
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# Blocks with a malloc that keeps freed memory: the kernels' speed. Networks as users run them.
+bench-full: ROWS := --full
+bench bench-full: PYTEST := $(BIN)/python -m pytest -q --benchmark-quiet
+bench bench-full: .venv/ready
+	mkdir -p out
+	$(BIN)/python benchmarks/malloc.py $(PYTEST) benchmarks/test_block.py $(ROWS) \
+	  --benchmark-json=out/block.json
+	$(PYTEST) benchmarks/test_network.py $(ROWS) --benchmark-json=out/network.json
+	file=$$($(BIN)/python benchmarks/collect.py out/block.json out/network.json) && \
+	  $(BIN)/python benchmarks/report.py "$$file" --readme --plots out
 
 sanitize: .venv/ready
 	SE_FUSED_SANITIZER=address $(BIN)/python -m pytest -q tests/test_cuda_kernels.py
