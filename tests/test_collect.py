@@ -1,0 +1,132 @@
+"""From pytest-benchmark's JSON to results/<device>.json: `benchmarks/collect.py`."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import bench_results
+import pytest
+import torch
+from bench_results import DEVICE, GPU, block_row, network_row, of_pytest
+
+from se_fused import ops
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import collect  # noqa: E402
+import devices  # noqa: E402
+import report  # noqa: E402
+import results_file  # noqa: E402
+from errors import RequestError  # noqa: E402
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a dict as JSON, or a text as it is, and returns the path."""
+
+    def write(name, content):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("kind, name, expected", [
+    ("cpu", "AMD EPYC", "cpu-amd-epyc.json"),
+    ("cpu", "AMD EPYC 7B13 64-Core Processor", "cpu-amd-epyc-7b13.json"),
+    ("cpu", "Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz", "cpu-intel-xeon-gold-6248.json"),
+    ("cpu", "", "cpu-unknown.json"),
+    ("cuda", "NVIDIA H200", "nvidia-h200.json"),
+    ("cuda", "NVIDIA GeForce RTX 4090", "nvidia-geforce-rtx-4090.json"),
+])
+def test_file_is_named_after_the_device(kind, name, expected):
+    assert devices.file_name({"kind": kind, "name": name}) == expected
+
+
+def test_main_writes_the_rows_of_all_files(write, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    block = block_row(0.123456789, 2.0)
+    files = [
+        write("block.json", of_pytest([block], malloc="keeps freed memory")),
+        write("network.json", of_pytest([network_row({"eager": 20.0, "fused": 10.0})])),
+    ]
+    collect.main(files)
+    path = tmp_path / "benchmarks" / "results" / "cpu-amd-epyc.json"
+    assert capsys.readouterr().out == f"{path}\n"
+    found = results_file.load(path)
+    assert found["device"] == DEVICE
+    assert found["malloc"] == {"block": "keeps freed memory", "network": "default"}
+    assert (found["commit"], found["dirty"]) == ("25166a53a9", False)
+    assert found["date"] == "2026-01-02T03:04:05+00:00"
+    assert found["block"][0]["fused_ms"]["median"] == 0.123457
+    assert found["block"][0]["shape"] == [2, 3, 4, 5]
+    assert found["network"][0]["images_per_second"] == {"eager": 1600.0, "fused": 3200.0}
+
+
+def test_a_row_is_a_line_of_the_file():
+    result = bench_results.result(bench_results.two_maps())
+    text = results_file.dumps(result)
+    assert json.loads(text) == result
+    assert sum('"contender"' in line for line in text.splitlines()) == 4
+
+
+@pytest.mark.parametrize("second, message", [
+    (of_pytest([block_row(1.0, 2.0)]), "test_0 is in .*first.json too"),
+    (of_pytest([block_row(1.0, 2.0, dtype="bf16")], device=GPU),
+     "device differs: .*'AMD EPYC'.*second.json: .*'NVIDIA H200'"),
+    (of_pytest([block_row(1.0, 2.0, dtype="bf16")], malloc="keeps freed memory"),
+     "malloc of the block rows differs: .*first.json: default, .*second.json: keeps freed memory"),
+    (of_pytest([block_row(1.0, 2.0, dtype="bf16")], commit_info={"id": "other"}),
+     "commit differs: .*first.json: 25166a53a9, .*second.json: other"),
+    (of_pytest([]), "second.json: no benchmarks in it"),
+    (of_pytest([{"seconds": 1}]), "second.json: test_0 is neither of test_block.py nor"),
+    (of_pytest([block_row(1.0, 2.0)], machine_info={}), "second.json: .* has no se_fused"),
+    (bench_results.result(), "second.json: no machine_info, .*not written by pytest-benchmark"),
+    ("[1", "second.json: not JSON"),
+    ("[1]", "second.json: a list, not an object"),
+], ids="twice device malloc commit empty other-test no-facts results-file text list".split())
+def test_files_that_do_not_go_together_are_refused(write, second, message):
+    files = [write("first.json", of_pytest([block_row(1.0, 2.0)])), write("second.json", second)]
+    with pytest.raises(RequestError, match=message):
+        collect.collect(files)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"nowhere.json: No such file or directory"):
+        collect.main([str(tmp_path / "nowhere.json")])
+
+
+def test_maps_that_differ_in_hidden_width_are_two_rows(write):
+    rows = [block_row(1.0, 2.0), block_row(1.0, 2.0, hidden=3)]
+    assert len(collect.collect([write("both.json", of_pytest(rows))])["block"]) == 2
+
+
+@pytest.mark.skipif(
+    ops.why_not("cpp", torch.device("cpu")) is not None,
+    reason="without the extension no backend is measured on a CPU; the tests above cover the rest",
+)
+def test_a_measured_row_says_what_measured_it(tmp_path):
+    file = tmp_path / "block.json"
+    python = [sys.executable]
+    command = [
+        *python, "benchmarks/malloc.py", *python, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+        "--bench-device", "cpu", "--benchmark-quiet", f"--benchmark-json={file}",
+        "benchmarks/test_block.py",
+        "-k", "cpp and mobilenetv3 and bf16-contiguous-functional and not backward",
+    ]
+    # Undisturbed by a compiler: what is timed does not matter here.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = collect.collect([file])
+    assert result["device"] == {**devices.facts(torch.device("cpu")), "threads": 1}
+    is_glibc = platform.libc_ver()[0] == "glibc"
+    assert result["malloc"] == {"block": "keeps freed memory" if is_glibc else "default"}
+    (row,) = result["block"]
+    assert (row["shape"], row["dtype"], row["backend"]) == ([32, 960, 7, 7], "bf16", "cpp")
+    assert 0 < row["fused_ms"]["q1"] <= row["fused_ms"]["median"] <= row["fused_ms"]["q3"]
