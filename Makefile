@@ -2,6 +2,7 @@
 # make test      the test suite                                           (sets up .venv)
 # make bench     SE blocks and networks, timed and reported: results, tables, plots in out/
 # make bench-full  the same, every map, contender, dtype and layout: hours   (both set up .venv)
+# make gpu       tests on the GPU, then make bench there                   (sets up .venv)
 # make sanitize  the CUDA kernels on the CPU under sanitizers              (sets up .venv)
 # make lint      ruff
 # make clean     remove .venv and what was built
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test bench bench-full sanitize lint clean
+.PHONY: demo test bench bench-full gpu sanitize lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -31,6 +32,12 @@ bench bench-full: .venv/ready
 	$(PYTEST) benchmarks/test_network.py $(ROWS) --benchmark-json=out/network.json
 	file=$$($(BIN)/python benchmarks/collect.py out/block.json out/network.json) && \
 	  $(BIN)/python benchmarks/report.py "$$file" --readme --plots out
+
+# No time of a wrong result: the tests first.
+gpu: .venv/ready
+	$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'torch sees no GPU'"
+	$(BIN)/python -m pytest -q -k cuda
+	$(MAKE) bench
 
 sanitize: .venv/ready
 	SE_FUSED_SANITIZER=address $(BIN)/python -m pytest -q tests/test_cuda_kernels.py

@@ -90,6 +90,16 @@ def eager_and_fused(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
     return eager, fused
 
 
+def copies(name: str, num_classes: int) -> dict[str, nn.Module]:
+    """The network as it is, swapped, and without SE: with the identity in place of each block."""
+    eager, fused = eager_and_fused(name, num_classes)
+    without = copy.deepcopy(fused)
+    for block in se_names(without):
+        parent, _, child = block.rpartition(".")
+        setattr(without.get_submodule(parent), child, nn.Identity())
+    return {"eager": eager, "fused": fused, "without SE": without}
+
+
 def se_names(fused: nn.Module) -> list[str]:
     """Where the SE blocks are, in the fused network and in the eager one."""
     return [name for name, module in fused.named_modules() if isinstance(module, FusedSE)]

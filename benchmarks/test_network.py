@@ -13,13 +13,14 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from network import LAYOUTS, copies
+from models import copies
 from peak_memory import peak_of
 from timing import milliseconds, quartiles
 from torch import nn
 
 from se_fused import backend
 
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # Name, image size, batch size on a CPU and on a GPU, whether it is among the quick ones.
 NETWORKS = [
     ("seresnet50", 224, 8, 64, True),
@@ -51,7 +52,7 @@ def test_network(benchmark, device, fused_backend, request, name, size, batches,
     labels = torch.arange(batch, device=device) % 10
     if name != "se_resnet20":
         pytest.importorskip("timm", reason="not installed; se_resnet20 needs no library")
-    networks = copies(name)
+    networks = copies(name, num_classes=10)
     if request.config.getoption("--full"):
         networks = compiled_too(networks)
     for network in networks.values():
@@ -81,10 +82,12 @@ def test_network(benchmark, device, fused_backend, request, name, size, batches,
 
 
 def compiled_too(networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The three copies and each of them compiled."""
     torch._dynamo.reset()
+    names = {"eager": "compiled", "fused": "fused, compiled", "without SE": "without SE, compiled"}
     return networks | {
-        "compiled": torch.compile(copy.deepcopy(networks["eager"]), dynamic=False),
-        "fused, compiled": torch.compile(copy.deepcopy(networks["fused"]), dynamic=False),
+        name: torch.compile(copy.deepcopy(networks[kind]), dynamic=False)
+        for kind, name in names.items()
     }
 
 

@@ -15,13 +15,11 @@ import block  # noqa: E402
 import bounds  # noqa: E402
 import contenders  # noqa: E402
 import maps  # noqa: E402
-import network  # noqa: E402
 import timing  # noqa: E402
 import traffic  # noqa: E402
 
 TABLES = {
     "block table": (block, "cpu.json"),
-    "network table": (network, "cpu_networks.json"),
     "pass table": (traffic, "traffic.json"),
     "bound table": (bounds, "traffic.json"),
 }
