@@ -1,6 +1,6 @@
 # make demo      train an SE network twice, eager and fused, and compare   (sets up .venv)
 # make test      the test suite                                           (sets up .venv)
-# make bench     SE blocks and networks, timed and reported: results, tables, plots in out/
+# make bench     SE blocks and networks, timed and reported in benchmarks/results and README
 # make bench-full  the same, every map, contender, dtype and layout: hours   (both set up .venv)
 # make gpu       tests on the GPU, then make bench there                   (sets up .venv)
 # make sanitize  the CUDA kernels on the CPU under sanitizers              (sets up .venv)
@@ -31,7 +31,7 @@ bench bench-full: .venv/ready
 	  --benchmark-json=out/block.json
 	$(PYTEST) benchmarks/test_network.py $(ROWS) --benchmark-json=out/network.json
 	file=$$($(BIN)/python benchmarks/collect.py out/block.json out/network.json) && \
-	  $(BIN)/python benchmarks/report.py "$$file" --readme --plots out
+	  $(BIN)/python benchmarks/report.py "$$file" --readme --plots "$${file%.json}"
 
 # No time of a wrong result: the tests first.
 gpu: .venv/ready
