@@ -17,7 +17,7 @@ import pytest
 import torch
 from timing import copy_bandwidth, graphed, launch_milliseconds, milliseconds, quartiles
 
-from se_fused import backend, ops
+from se_fused import backend
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DIRECTIONS = ("forward", "forward+backward")
@@ -128,8 +128,3 @@ class Inputs:
             torch.autograd.grad(block(x), [x, *wanted], dy)
 
         return forward if direction == "forward" else forward_backward
-
-
-def test_backends_are_named(device, fused_backend):
-    with backend(fused_backend):
-        assert ops.backend_for(device) == fused_backend

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from se_modules import EXAMPLES
+from se_examples import EXAMPLES
 from test_compile import fresh_compiler  # noqa: F401  (a fixture)
 from test_families import map_for, network
 from twins import assert_same, each_kind, gradients, images, twins

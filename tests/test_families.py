@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 import torch
-from se_modules import EXAMPLES, C, MBConv, MMPretrain
+from se_examples import EXAMPLES
+from se_modules import C, MBConv, MMPretrain
 from test_module import Count
 from torch import nn
 
