@@ -4,15 +4,21 @@ Source of the formulas: Hu et al., "Squeeze-and-Excitation Networks", arXiv 1709
 written out with their gradients in ``se_fused/backends/__init__.py``.
 """
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from se_fused import checks, ops
 from se_fused.activations import ACTS, GATES
 from se_fused.backends import eager
+from se_fused.differentiation import (
+    any_requires_grad,
+    eager_gradients,
+    is_taken_apart,
+    needs_plain_operators,
+    weight_gradient,
+    without_autocast,
+)
 from se_fused.excitation import excitation_gradient
 from se_fused.layout import acc_dtype, dense, like
 
@@ -48,16 +54,16 @@ def squeeze_excite(
     Source: Hu et al., arXiv 1709.01507, eq. 2-4.
     """
     checks.feature_map(x, "x")
-    is_plain = _needs_plain_operators()
+    is_plain = needs_plain_operators()
     if not is_plain or not torch.jit.is_tracing():  # sizes are tensors there; comparing them warns
         checks.weights(x, w1, b1, w2, b2)
     checks.choice(act, ACTS, "act")
     checks.choice(gate, GATES, "gate")
     if is_plain:
-        with _without_autocast(x):
+        with without_autocast(x):
             return eager.squeeze_excite(x, w1, b1, w2, b2, act, gate)[0]
     x = dense(x)
-    if torch.is_grad_enabled() and _any_requires_grad(x, w1, b1, w2, b2):
+    if torch.is_grad_enabled() and any_requires_grad(x, w1, b1, w2, b2):
         return _SqueezeExcite.apply(x, w1, b1, w2, b2, act, gate)
     return ops.squeeze_excite(x, w1, b1, w2, b2, act, gate)[0]
 
@@ -71,7 +77,7 @@ def squeeze(x: Tensor) -> Tensor:
     Source: Hu et al., arXiv 1709.01507, eq. 2.
     """
     checks.feature_map(x, "x")
-    return eager.squeeze(x) if _needs_plain_operators() else _Squeeze.apply(dense(x))
+    return eager.squeeze(x) if needs_plain_operators() else _Squeeze.apply(dense(x))
 
 
 def rescale(x: Tensor, gate: Tensor) -> Tensor:
@@ -85,7 +91,7 @@ def rescale(x: Tensor, gate: Tensor) -> Tensor:
     Source: Hu et al., arXiv 1709.01507, eq. 4.
     """
     checks.feature_map(x, "x")
-    is_plain = _needs_plain_operators()
+    is_plain = needs_plain_operators()
     if not is_plain or not torch.jit.is_tracing():
         checks.beside(gate, "gate", x, (x.shape[0], x.shape[1]), x.dtype, x.device)
     if is_plain:
@@ -104,12 +110,12 @@ class _SqueezeExcite(Function):
     @staticmethod
     def backward(ctx, dy):
         x, z, g, w1, b1, w2, b2 = ctx.saved_tensors
-        with _without_autocast(dy):
-            if _is_taken_apart(dy):
+        with without_autocast(dy):
+            if is_taken_apart(dy):
                 forward = lambda x, w1, b1, w2, b2: eager.squeeze_excite(
                     x, w1, b1, w2, b2, ctx.act, ctx.gate
                 )[0]
-                return *_eager_gradients(ctx, forward, (x, w1, b1, w2, b2), dy), None, None
+                return *eager_gradients(ctx, forward, (x, w1, b1, w2, b2), dy), None, None
             need_x, need_w1, need_b1, need_w2, need_b2, _, _ = ctx.needs_input_grad
             if need_x:
                 dx, dp1, h, dp2 = ops.squeeze_excite_backward(
@@ -120,9 +126,9 @@ class _SqueezeExcite(Function):
                 dp1, h, dp2 = excitation_gradient(dg, z, g, w1, b1, w2, ctx.act, ctx.gate)
             return (
                 dx,
-                _weight_gradient(dp1, z, w1) if need_w1 else None,
+                weight_gradient(dp1, z, w1) if need_w1 else None,
                 dp1.sum(0).to(b1.dtype) if need_b1 else None,
-                _weight_gradient(dp2, h, w2) if need_w2 else None,
+                weight_gradient(dp2, h, w2) if need_w2 else None,
                 dp2.sum(0).to(b2.dtype) if need_b2 else None,
                 None,
                 None,
@@ -151,10 +157,10 @@ class _Rescale(Function):
     @staticmethod
     def backward(ctx, dy):
         x, gate = ctx.saved_tensors
-        if _is_taken_apart(dy):
+        if is_taken_apart(dy):
             forward = lambda x, gate: eager.rescale(x, _acc_gate(gate, x))
-            with _without_autocast(dy):
-                return _eager_gradients(ctx, forward, (x, gate), dy)
+            with without_autocast(dy):
+                return eager_gradients(ctx, forward, (x, gate), dy)
         need_x, need_gate = ctx.needs_input_grad
         if not need_gate:
             return ops.rescale(like(dy, x), _acc_gate(gate, x)), None
@@ -165,59 +171,5 @@ class _Rescale(Function):
         return dx, dg.to(gate.dtype).view(gate.shape)
 
 
-def _needs_plain_operators() -> bool:
-    """Whether someone takes the computation apart who knows PyTorch's own operators alone."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return True
-    if not _is_transformed():
-        return False
-    if ops.forced_backend() in (None, "eager"):
-        return True
-    raise RuntimeError(
-        f"backend {ops.forced_backend()!r} cannot run inside torch.func transforms and "
-        'forward-mode differentiation: use se_fused.backend("eager")'
-    )
-
-
-def _is_taken_apart(dy: Tensor) -> bool:
-    """Whether a backward pass is itself differentiated, or batched, as for a Jacobian."""
-    if torch.is_grad_enabled() or _is_transformed():
-        return True
-    # What torch.autograd.grad(is_grads_batched=True) makes is none of torch.func's transforms.
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(dy)
-
-
-def _is_transformed() -> bool:
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def _any_requires_grad(*tensors: Tensor | None) -> bool:
-    return any([t is not None and t.requires_grad for t in tensors])
-
-
 def _acc_gate(gate: Tensor, x: Tensor) -> Tensor:
     return gate.flatten(1).to(acc_dtype(x.dtype))
-
-
-def _without_autocast(t: Tensor):
-    """The accumulator's matmuls stay in its dtype, also in a backward pass inside autocast."""
-    kind = t.device.type
-    if t.is_meta or not torch.is_autocast_enabled(kind):  # which knows no meta device
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
-
-
-def _weight_gradient(dp: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-    """dpᵀ · inputs, in the weight's shape and dtype."""
-    return (dp.t() @ inputs).to(weight.dtype).view(weight.shape)
-
-
-def _eager_gradients(ctx, forward, inputs, dy):
-    """Gradients that are themselves differentiable, from the eager formulas (double backward)."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # A gradient must not run on into the history that one input may share with another.
-        aliases = [t if t is None else t.view_as(t) for t in inputs]
-        wanted = [t for t, needed in zip(aliases, ctx.needs_input_grad) if needed]
-        found = iter(torch.autograd.grad(forward(*aliases), wanted, dy, create_graph=create_graph))
-    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[: len(inputs)])

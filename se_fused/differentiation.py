@@ -1,0 +1,63 @@
+"""Where autograd Functions meet export, transforms, autocast and double backward."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from se_fused import ops
+
+
+def needs_plain_operators() -> bool:
+    """Whether someone takes the computation apart who knows PyTorch's own operators alone."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return True
+    if not _is_transformed():
+        return False
+    if ops.forced_backend() in (None, "eager"):
+        return True
+    raise RuntimeError(
+        f"backend {ops.forced_backend()!r} cannot run inside torch.func transforms and "
+        'forward-mode differentiation: use se_fused.backend("eager")'
+    )
+
+
+def is_taken_apart(dy: Tensor) -> bool:
+    """Whether a backward pass is itself differentiated, or batched, as for a Jacobian."""
+    if torch.is_grad_enabled() or _is_transformed():
+        return True
+    # What torch.autograd.grad(is_grads_batched=True) makes is none of torch.func's transforms.
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(dy)
+
+
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def any_requires_grad(*tensors: Tensor | None) -> bool:
+    return any([t is not None and t.requires_grad for t in tensors])
+
+
+def without_autocast(t: Tensor):
+    """The accumulator's matmuls stay in its dtype, also in a backward pass inside autocast."""
+    kind = t.device.type
+    if t.is_meta or not torch.is_autocast_enabled(kind):  # which knows no meta device
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def weight_gradient(dp: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+    """dpᵀ · inputs, in the weight's shape and dtype."""
+    return (dp.t() @ inputs).to(weight.dtype).view(weight.shape)
+
+
+def eager_gradients(ctx, forward, inputs, dy):
+    """Gradients that are themselves differentiable, from the eager formulas (double backward)."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # A gradient must not run on into the history that one input may share with another.
+        aliases = [t if t is None else t.view_as(t) for t in inputs]
+        wanted = [t for t, needed in zip(aliases, ctx.needs_input_grad) if needed]
+        found = iter(torch.autograd.grad(forward(*aliases), wanted, dy, create_graph=create_graph))
+    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[: len(inputs)])
