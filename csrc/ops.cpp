@@ -15,6 +15,19 @@ STABLE_TORCH_LIBRARY(se_fused_cpp, m) {
   m.def(
       "squeeze_excite_backward(Tensor dy, Tensor x, Tensor z, Tensor g, Tensor w1, Tensor? b1,"
       " Tensor w2, Tensor? b2, int act, int gate) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("moments(Tensor x) -> (Tensor, Tensor)");
+  m.def(
+      "norm_squeeze(Tensor x, Tensor? center, Tensor? scale, Tensor? shift, int act) -> Tensor");
+  m.def(
+      "norm_rescale(Tensor x, Tensor? residual, Tensor? center, Tensor? scale, Tensor? shift,"
+      " Tensor g, int act, bool relu) -> (Tensor, Tensor)");
+  m.def(
+      "norm_sums(Tensor dy, Tensor x, Tensor? mask, Tensor? center, Tensor? scale, Tensor? shift,"
+      " int act) -> Tensor");
+  m.def(
+      "norm_rescale_backward(Tensor dy, Tensor x, Tensor? mask, Tensor? center, Tensor? scale,"
+      " Tensor? shift, Tensor g, Tensor share, Tensor? slope, Tensor? offset, int act, bool add)"
+      " -> (Tensor, Tensor)");
   m.def("cpu_capability() -> str");
 }
 

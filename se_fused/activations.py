@@ -27,6 +27,11 @@ FUNCTIONS = {
 }
 
 
+# Before the squeeze of a block with BatchNorm, and after its rescale.
+NORM_ACTS = ACTS[:4]
+POST_ACTS = ("identity", "relu")
+
+
 def act_derivative(act: str, p: Tensor) -> Tensor:
     """act'(p), from the value before the activation."""
     if act == "identity":

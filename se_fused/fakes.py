@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from se_fused.layout import acc_dtype, dense
+from se_fused.passes import mask_size
 
 
 def register(namespace: str, lib: torch.library.Library | None = None):
@@ -45,6 +46,31 @@ def _squeeze_excite_backward(dy, x, z, g, w1, b1, w2, b2, act, gate):
     return torch.empty_like(dense(x)), dp1, h, _per_channel(x)
 
 
+def _moments(x):
+    return _per_channel(x), _per_channel(x)
+
+
+def _norm_squeeze(x, center, scale, shift, act):
+    return _per_channel(x)
+
+
+def _norm_rescale(x, residual, center, scale, shift, g, act, relu):
+    x = dense(x)
+    return torch.empty_like(x), x.new_empty(mask_size(x) if relu else 0, dtype=torch.uint8)
+
+
+def _norm_sums(dy, x, mask, center, scale, shift, act):
+    count = 2 if act in (0, "identity") else 5  # a code where the extension's operators are called
+    return x.new_empty((count, x.shape[0], x.shape[1]), dtype=acc_dtype(x.dtype))
+
+
+def _norm_rescale_backward(
+    dy, x, mask, center, scale, shift, g, share, slope, offset, act, add
+):
+    dx = torch.empty_like(dense(x))
+    return dx, torch.empty_like(dx) if add else dx.new_empty(0)
+
+
 _FAKES = {
     "squeeze": _squeeze,
     "rescale": _rescale,
@@ -52,4 +78,9 @@ _FAKES = {
     "rescale_backward": _rescale_backward,
     "squeeze_excite": _squeeze_excite,
     "squeeze_excite_backward": _squeeze_excite_backward,
+    "moments": _moments,
+    "norm_squeeze": _norm_squeeze,
+    "norm_rescale": _norm_rescale,
+    "norm_sums": _norm_sums,
+    "norm_rescale_backward": _norm_rescale_backward,
 }

@@ -155,4 +155,47 @@ def squeeze_excite_backward(module, dy, x, z, g, w1, b1, w2, b2, act, gate):
     )
 
 
+_NORM = "Tensor? center, Tensor? scale, Tensor? shift"
+
+
+@_operator("moments(Tensor x) -> (Tensor, Tensor)")
+def moments(module, x):
+    return module.moments(dense(x))
+
+
+@_operator(f"norm_squeeze(Tensor x, {_NORM}, str act) -> Tensor")
+def norm_squeeze(module, x, center, scale, shift, act):
+    return module.norm_squeeze(dense(x), center, scale, shift, act)
+
+
+@_operator(
+    f"norm_rescale(Tensor x, Tensor? residual, {_NORM}, Tensor g, str act, bool relu)"
+    " -> (Tensor, Tensor)"
+)
+def norm_rescale(module, x, residual, center, scale, shift, g, act, relu):
+    x = dense(x)
+    residual = None if residual is None else like(residual, x)
+    return module.norm_rescale(x, residual, center, scale, shift, g.contiguous(), act, relu)
+
+
+@_operator(f"norm_sums(Tensor dy, Tensor x, Tensor? mask, {_NORM}, str act) -> Tensor")
+def norm_sums(module, dy, x, mask, center, scale, shift, act):
+    x = dense(x)
+    return module.norm_sums(like(dy, x), x, mask, center, scale, shift, act)
+
+
+@_operator(
+    f"norm_rescale_backward(Tensor dy, Tensor x, Tensor? mask, {_NORM}, Tensor g, Tensor share,"
+    " Tensor? slope, Tensor? offset, str act, bool add) -> (Tensor, Tensor)"
+)
+def norm_rescale_backward(
+    module, dy, x, mask, center, scale, shift, g, share, slope, offset, act, add
+):
+    x = dense(x)
+    return module.norm_rescale_backward(
+        like(dy, x), x, mask, center, scale, shift, g.contiguous(), share.contiguous(),
+        slope, offset, act, add,
+    )  # fmt: skip
+
+
 fakes.register("se_fused", _library)

@@ -1,6 +1,7 @@
 // The CPU kernels for any processor, in the 16-byte vectors that every 64-bit one has.
-#include "kernels.h"
+#include "norm_kernels.h"
 
 #define SE_FUSED_CAPABILITY baseline
 #define SE_FUSED_VECTOR_BYTES 16
 #include "kernel_set.h"
+#include "norm_kernel_set.h"

@@ -11,6 +11,13 @@ A backend is a module of this package that defines
     squeeze_excite(x, w1, b1, w2, b2, act, gate) -> y, z, g
     squeeze_excite_backward(dy, x, z, g, w1, b1, w2, b2, act, gate) -> dx, dp1, h, dp2
 
+    moments(x) -> mean, m2
+    norm_squeeze(x, center, scale, shift, act) -> z
+    norm_rescale(x, residual, center, scale, shift, g, act, relu) -> y, mask
+    norm_sums(dy, x, mask, center, scale, shift, act) -> sums
+    norm_rescale_backward(dy, x, mask, center, scale, shift, g, share, slope, offset, act, add)
+        -> dx, dr
+
 with N samples, C channels, M spatial positions, hidden width R, and acc = float64 for a float64 x,
 float32 otherwise:
 
@@ -24,6 +31,29 @@ float32 otherwise:
     p2 = h w2ᵀ + b2                     g = gate(p2)           y = x · g
     dg = Σ over spatial of dy · x       dp2 = dg · gate'(p2)   dp1 = (dp2 w2) · act'(p1)
     dx = dy · g + (dp1 w1) / M          (rescale_backward: dx = dy · g)
+
+The last five are the passes of a block with BatchNorm before the squeeze, a residual and a ReLU
+after the rescale; what lies between them, on [C] and [N, C], is plain PyTorch in ``tail.py``:
+
+    residual, dr           like x              residual may be None: nothing is added
+    center, scale, shift   [C]                 acc, contiguous; all three None: u = x
+    slope, offset          [C]                 acc, contiguous; None with center, and in eval mode
+    mean, m2, share        [N, C]              acc, contiguous
+    mask                   [rows, ⌈cols/8⌉]    uint8; None where there is no ReLU
+    sums                   [2 or 5, N, C]      acc, contiguous
+    act                    identity, relu, silu or hardswish
+
+    mean = Σ x / M                      m2 = Σ (x − mean)²
+    u = (x − center) · scale + shift    v = act(u)             z = Σ v / M
+    p = v · g + residual                y = max(p, 0) if relu, else p
+    q = dy where the mask is set, else 0; dy without a mask
+    sums = [Σ q, Σ q·(x − center)] for identity, else, with v' = act'(u),
+           [Σ q·v', Σ q·v'·(x − center), Σ q·v, Σ v', Σ v'·(x − center)]
+    dx = (q · g + share) · scale · v' + (x − center) · slope + offset
+    dr = q, written only if add; else, and the mask where relu is false, a tensor of no elements
+
+The mask has one bit for p > 0 (or NaN), rows in memory order: a row is a plane [M] of a contiguous
+map, a position [C] of a channels_last one; bit j % 8 of byte j // 8, rows padded with zeros.
 
 Arithmetic is in acc and outputs are new tensors. Arguments are trusted: callers have checked them.
 Backends never import one another.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import se_fused._C  # noqa: F401  (loading it registers torch.ops.se_fused_cpp)
-from se_fused import fakes
+from se_fused import fakes, passes
 from se_fused.activations import ACTS, GATES
 
 _ops = torch.ops.se_fused_cpp
@@ -50,3 +50,41 @@ def squeeze_excite_backward(
     return _ops.squeeze_excite_backward.default(
         dy, x, z, g, w1, b1, w2, b2, _ACT_CODES[act], _GATE_CODES[gate]
     )
+
+
+# The passes of a block with BatchNorm have kernels for the CPU; on a GPU they are PyTorch's.
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _ops.moments.default(x) if x.is_cpu else passes.moments(x)
+
+
+def norm_squeeze(x, center, scale, shift, act: str) -> Tensor:
+    if not x.is_cpu:
+        return passes.norm_squeeze(x, center, scale, shift, act)
+    return _ops.norm_squeeze.default(x, center, scale, shift, _ACT_CODES[act])
+
+
+def norm_rescale(
+    x, residual, center, scale, shift, g, act: str, relu: bool
+) -> tuple[Tensor, Tensor]:
+    if not x.is_cpu:
+        return passes.norm_rescale(x, residual, center, scale, shift, g, act, relu)
+    return _ops.norm_rescale.default(
+        x, residual, center, scale, shift, g, _ACT_CODES[act], relu
+    )
+
+
+def norm_sums(dy, x, mask, center, scale, shift, act: str) -> Tensor:
+    if not x.is_cpu:
+        return passes.norm_sums(dy, x, mask, center, scale, shift, act)
+    return _ops.norm_sums.default(dy, x, mask, center, scale, shift, _ACT_CODES[act])
+
+
+def norm_rescale_backward(
+    dy, x, mask, center, scale, shift, g, share, slope, offset, act: str, add: bool
+) -> tuple[Tensor, Tensor]:
+    arguments = dy, x, mask, center, scale, shift, g, share, slope, offset
+    if not x.is_cpu:
+        return passes.norm_rescale_backward(*arguments, act, add)
+    return _ops.norm_rescale_backward.default(*arguments, _ACT_CODES[act], add)

@@ -8,6 +8,13 @@ from torch import Tensor
 
 from se_fused.excitation import excitation_gradient, excite, squeeze_gradient
 from se_fused.layout import acc_dtype
+from se_fused.passes import (  # noqa: F401  (the rest of the contract)
+    moments,
+    norm_rescale,
+    norm_rescale_backward,
+    norm_squeeze,
+    norm_sums,
+)
 
 OPERATORS = False
 

@@ -1,0 +1,132 @@
+// The passes of a block with BatchNorm over the whole map: who takes which tile, in which order.
+#pragma once
+
+#include <vector>
+
+#include "map.h"
+#include "norm_kernels.h"
+
+namespace se_fused::cpu {
+
+// A map as the matrix that its kernels walk: rows of cols elements.
+struct Matrix {
+  int64_t rows_per_sample, cols, mask_bytes;
+
+  explicit Matrix(const Shape& s)
+      : rows_per_sample(s.channels_last ? s.positions : s.channels),
+        cols(s.channels_last ? s.channels : s.positions),
+        mask_bytes((cols + 7) / 8) {}
+};
+
+// Whether each thread takes whole samples; else ranges of rows.
+inline bool by_whole_samples(const Shape& s) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return s.size() < serial_below || s.samples % threads == 0 || s.samples >= 8 * threads;
+}
+
+inline TileStart tile_start(const Shape& s, const Matrix& m, int64_t row) {
+  const int64_t sample = row / m.rows_per_sample;
+  const int64_t channel = s.channels_last ? 0 : row % m.rows_per_sample;
+  return {row * m.cols, row * m.mask_bytes, channel, sample * s.channels + channel};
+}
+
+// body(tile's start, rows) over the map; a tile lies in one sample. Backwards: what the pass before
+// came to last, and is still in cache, comes first.
+template <class Body>
+void for_tiles_backwards(const Shape& s, const Matrix& m, const Body& body) {
+  const int64_t per = m.rows_per_sample, unit = by_whole_samples(s) ? per : 1;
+  parallel(s.samples * per / unit, s.size(), [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * unit, last = end * unit; first < last;) {
+      const int64_t start = std::max(first, (last - 1) / per * per);
+      body(tile_start(s, m, start), last - start);
+      last = start;
+    }
+  });
+}
+
+// Sums over positions of K terms, out [K, N, C]; body(tile's start, rows, out, stride) adds up a
+// tile's. In channels_last a sample's positions may be shared out among threads, whose sums are then
+// added in order.
+template <class A, class Body>
+void sum_terms_of_tiles(const Shape& s, const Matrix& m, int64_t terms, A* out, const Body& body) {
+  const int64_t per = m.rows_per_sample, stride = s.samples * s.channels;
+  if (!s.channels_last || by_whole_samples(s)) {
+    const int64_t unit = by_whole_samples(s) ? per : 1;
+    return parallel(s.samples * per / unit, s.size(), [&](int64_t begin, int64_t end) {
+      for (int64_t first = begin * unit, last = end * unit; first < last;) {
+        const int64_t stop = std::min(last, (first / per + 1) * per);
+        const TileStart start = tile_start(s, m, first);
+        body(start, stop - first, out + start.sample_channel, stride);
+        first = stop;
+      }
+    });
+  }
+  const int64_t parts = std::min<int64_t>(torch::stable::get_num_threads(), per);
+  auto partial = scratch<A>(s.samples * parts * terms * s.channels);
+  parallel(s.samples * parts, s.size(), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = i / parts, part = i % parts;
+      const int64_t first = part * per / parts, last = (part + 1) * per / parts;
+      body(
+          tile_start(s, m, n * per + first), last - first,
+          partial.get() + i * terms * s.channels, s.channels);
+    }
+  });
+  for (int64_t k = 0; k < terms; ++k)
+    for (int64_t n = 0; n < s.samples; ++n)
+      for (int64_t c = 0; c < s.channels; ++c) {
+        A sum = 0;
+        for (int64_t part = 0; part < parts; ++part)
+          sum += partial[((n * parts + part) * terms + k) * s.channels + c];
+        out[k * stride + n * s.channels + c] = sum;
+      }
+}
+
+// Mean and Σ (x − mean)² of every channel of every sample. Threads share samples or channels, in
+// channels_last positions, whose moments are then merged by Chan's rule.
+template <class T>
+void map_moments(const Shape& s, const T* x, acc_t<T>* mean, acc_t<T>* m2) {
+  using A = acc_t<T>;
+  const NormKernels<T>& k = norm_kernels<T>();
+  const Matrix m(s);
+  const int64_t per = m.rows_per_sample;
+  if (!s.channels_last || by_whole_samples(s)) {
+    const auto kernel = s.channels_last ? k.column_moments : k.row_moments;
+    const int64_t unit = s.channels_last ? per : 1;
+    return parallel(s.samples * per / unit, s.size(), [&](int64_t begin, int64_t end) {
+      const int64_t step = s.channels_last ? per : (end - begin) * unit;
+      for (int64_t row = begin * unit; row < end * unit; row += step) {
+        const int64_t at = s.channels_last ? row / per * s.channels : row;
+        kernel(x + row * m.cols, step, m.cols, mean + at, m2 + at);
+      }
+    });
+  }
+  const int64_t parts = std::min<int64_t>(torch::stable::get_num_threads(), per);
+  const int64_t size = s.samples * parts * s.channels;
+  auto means = scratch<A>(size), m2s = scratch<A>(size);
+  parallel(s.samples * parts, s.size(), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = i / parts, part = i % parts;
+      const int64_t first = part * per / parts, last = (part + 1) * per / parts;
+      k.column_moments(
+          x + (n * per + first) * m.cols, last - first, m.cols, means.get() + i * s.channels,
+          m2s.get() + i * s.channels);
+    }
+  });
+  for (int64_t n = 0; n < s.samples; ++n)
+    for (int64_t c = 0; c < s.channels; ++c) {
+      A count = 0, total = 0, squares = 0;
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t i = (n * parts + part) * s.channels + c;
+        const A added = static_cast<A>((part + 1) * per / parts - part * per / parts);
+        const A apart = means[i] - total, share = added / (count + added);
+        squares += m2s[i] + apart * apart * count * share;
+        total += apart * share;
+        count += added;
+      }
+      mean[n * s.channels + c] = total;
+      m2[n * s.channels + c] = squares;
+    }
+}
+
+}  // namespace se_fused::cpu

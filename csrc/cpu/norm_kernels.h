@@ -1,0 +1,105 @@
+// What the passes of a block with BatchNorm take: a tile of the map, or the map itself, and what is
+// known of its channels. Letters as in se_fused/backends/__init__.py.
+#pragma once
+
+#include "kernels.h"
+
+namespace se_fused::cpu {
+
+// Where a tile begins: the element of the map, its row of the mask, its first channel, and the same
+// counted over samples, n·C + c.
+struct TileStart {
+  int64_t element, mask_byte, channel, sample_channel;
+};
+
+template <class P>
+P* moved(P* pointer, int64_t by) {
+  return pointer == nullptr ? nullptr : pointer + by;
+}
+
+// u = (x − center) · scale + shift
+template <class A>
+struct Normalization {
+  const A *center, *scale, *shift;  // [C]
+
+  Normalization at(const TileStart& t) const {
+    return {center + t.channel, scale + t.channel, shift + t.channel};
+  }
+};
+
+template <class T>
+struct NormRescale {
+  using A = acc_t<T>;
+  const T *x, *residual;  // residual may be null
+  Normalization<A> norm;
+  const A* g;
+  T* y;
+  uint8_t* mask;  // null: no ReLU
+
+  NormRescale at(const TileStart& t) const {
+    return {x + t.element,        moved(residual, t.element), norm.at(t),
+            g + t.sample_channel, y + t.element,              moved(mask, t.mask_byte)};
+  }
+};
+
+// Sums into out[k · stride + channel], k = 0, 1, …
+template <class T>
+struct NormSums {
+  using A = acc_t<T>;
+  const T *dy, *x;
+  const uint8_t* mask;  // null: no ReLU
+  Normalization<A> norm;
+
+  NormSums at(const TileStart& t) const {
+    return {moved(dy, t.element), x + t.element, moved(mask, t.mask_byte), norm.at(t)};
+  }
+};
+
+template <class T>
+struct NormBackward {
+  using A = acc_t<T>;
+  const T *dy, *x;
+  const uint8_t* mask;  // null: no ReLU
+  Normalization<A> norm;
+  const A *g, *share, *slope, *offset;  // slope and offset may be null
+  T *dx, *dr;                           // dr may be null
+
+  NormBackward at(const TileStart& t) const {
+    return {dy + t.element,
+            x + t.element,
+            moved(mask, t.mask_byte),
+            norm.at(t),
+            g + t.sample_channel,
+            share + t.sample_channel,
+            moved(slope, t.channel),
+            moved(offset, t.channel),
+            dx + t.element,
+            moved(dr, t.element)};
+  }
+};
+
+// As Kernels, for a tile of [rows, cols].
+template <class T>
+struct NormKernels {
+  using A = acc_t<T>;
+  using Moments = void (*)(const T* x, int64_t rows, int64_t cols, A* mean, A* m2);
+  using Sums = void (*)(
+      const NormSums<T>&, Act, int64_t rows, int64_t cols, A* out, int64_t stride);
+  using Rescale =
+      void (*)(const NormRescale<T>&, Act, int64_t rows, int64_t cols, bool past_caches);
+  using Backward =
+      void (*)(const NormBackward<T>&, Act, int64_t rows, int64_t cols, bool past_caches);
+
+  Moments row_moments, column_moments;
+  Sums row_squeeze, column_squeeze;  // out = Σ act(u); dy is null
+  Sums row_sums, column_sums;        // 2 sums for identity, else 5
+  Rescale row_rescale, column_rescale;
+  Backward row_backward, column_backward;
+};
+
+template <class T>
+const NormKernels<T>& norm_kernels();
+
+inline int64_t sums_of(Act act) { return act == Act::identity ? 2 : 5; }
+
+}  // namespace se_fused::cpu

@@ -1,0 +1,168 @@
+// The passes of a block with BatchNorm in contiguous layout: a row is a channel's plane.
+// Included by norm_kernel_set.h only, inside its target region and namespace.
+
+// Longest run summed about one pivot, or in plain partial sums.
+constexpr int64_t moment_run = 1 << 10, sum_run_length = 1 << 12;
+
+inline int64_t mask_bytes(int64_t cols) { return (cols + 7) / 8; }
+
+// body(place) for every vector of [begin, end).
+template <class A, class Body>
+inline void for_vectors(int64_t begin, int64_t end, Body body) {
+  constexpr int64_t width = lanes<A>;
+  int64_t i = begin;
+  for (; i + width <= end; i += width) body(At{i});
+  if (i < end) body(PartAt{i, end - i});
+}
+
+template <bool past_caches, class T>
+inline void place(T* out, At at, Vec<acc_t<T>> v) {
+  put<past_caches>(out + at.i, v);
+}
+template <bool past_caches, class T>
+inline void place(T* out, PartAt at, Vec<acc_t<T>> v) {
+  store_part(out + at.i, v, at.count);
+}
+
+template <class T>
+void row_moments(const T* x, int64_t rows, int64_t cols, acc_t<T>* mean, acc_t<T>* m2) {
+  using A = acc_t<T>;
+  for (int64_t row = 0; row < rows; ++row, x += cols) {
+    Moments<A> total{};
+    for (int64_t start = 0; start < cols; start += moment_run) {
+      const int64_t end = cols - start < moment_run ? cols : start + moment_run;
+      const A first = load_part(x + start, 1)[0];
+      const Vec<A> pivot = broadcast(first);
+      Vec<A> sum{}, squares{};
+      for_vectors<A>(start, end, [&](auto at) {
+        const Vec<A> d = only_read(at, at(x) - pivot);
+        sum += d;
+        squares += d * d;
+      });
+      const A count = static_cast<A>(end - start);
+      total = merged(total, moments_about(first, count, sum_lanes(sum), sum_lanes(squares)));
+    }
+    mean[row] = total.mean;
+    m2[row] = total.m2;
+  }
+}
+
+// out[k · stride + row] = Σ over the row of the terms k; terms(row)(place, vectors) fills K of them.
+template <int K, class A, class Terms>
+inline void sum_row_terms(int64_t rows, int64_t cols, A* out, int64_t stride, Terms terms) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const auto term = terms(row);
+    Vec<A> total[K] = {};
+    for (int64_t start = 0; start < cols; start += sum_run_length) {
+      Vec<A> sum[K] = {};
+      for_vectors<A>(start, cols - start < sum_run_length ? cols : start + sum_run_length,
+                     [&](auto at) {
+                       Vec<A> values[K];
+                       term(at, values);
+                       for (int k = 0; k < K; ++k) sum[k] += only_read(at, values[k]);
+                     });
+      for (int k = 0; k < K; ++k) total[k] += sum[k];
+    }
+    for (int k = 0; k < K; ++k) out[k * stride + row] = sum_lanes(total[k]);
+  }
+}
+
+template <class T>
+void row_norm_squeeze(
+    const NormSums<T>& p, Act act, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+  using A = acc_t<T>;
+  with_norm_act(act, [&](auto act) {
+    sum_row_terms<1, A>(rows, cols, out, stride, [&](int64_t row) {
+      const auto center = broadcast(p.norm.center[row]), scale = broadcast(p.norm.scale[row]);
+      const auto shift = broadcast(p.norm.shift[row]);
+      return [=, x = p.x + row * cols](auto at, Vec<A>* terms) {
+        terms[0] = activated<decltype(act)::value, A>((at(x) - center) * scale + shift);
+      };
+    });
+  });
+}
+
+template <class T>
+void row_norm_sums(
+    const NormSums<T>& p, Act act, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+  using A = acc_t<T>;
+  with_norm_act(act, [&](auto act) {
+    constexpr Act known = decltype(act)::value;
+    sum_row_terms<terms_of<known>, A>(rows, cols, out, stride, [&](int64_t row) {
+      const auto center = broadcast(p.norm.center[row]), scale = broadcast(p.norm.scale[row]);
+      const auto shift = broadcast(p.norm.shift[row]);
+      const uint8_t* bits = moved(p.mask, row * mask_bytes(cols));
+      return [=, dy = p.dy + row * cols, x = p.x + row * cols](auto at, Vec<A>* terms) {
+        Vec<A> q = at(dy);
+        if (bits) q = keep(load_bits<A>(bits, at), q);
+        sum_terms<known, A>(q, at(x), center, scale, shift, terms);
+      };
+    });
+  });
+}
+
+template <class T>
+void row_norm_rescale(
+    const NormRescale<T>& p, Act act, int64_t rows, int64_t cols, bool past_caches) {
+  using A = acc_t<T>;
+  with_norm_act(act, [&](auto act) {
+    constexpr Act known = decltype(act)::value;
+    write_rows(p.y, rows, cols, past_caches, [&](int64_t row, auto past) {
+      constexpr bool folded = known == Act::identity;  // the gate, into the scale and the shift
+      const auto center = broadcast(p.norm.center[row]), g = broadcast(p.g[row]);
+      const auto scale = broadcast(p.norm.scale[row] * (folded ? p.g[row] : A(1)));
+      const auto shift = broadcast(p.norm.shift[row] * (folded ? p.g[row] : A(1)));
+      const T *x = p.x + row * cols, *residual = moved(p.residual, row * cols);
+      T* y = p.y + row * cols;
+      uint8_t* mask = moved(p.mask, row * mask_bytes(cols));
+      for_vectors<A>(0, cols, [=](auto at) {
+        Vec<A> v = activated<known, A>((at(x) - center) * scale + shift);
+        if (!folded) v *= g;
+        if (residual) v += at(residual);
+        if (mask) {
+          const uint32_t bits = passing(only_read(at, v));
+          store_bits<A>(mask, at, bits);
+          v = keep(bits, v);
+        }
+        place<decltype(past)::value>(y, at, v);
+      });
+    });
+  });
+}
+
+template <class T>
+void row_norm_backward(
+    const NormBackward<T>& p, Act act, int64_t rows, int64_t cols, bool past_caches) {
+  using A = acc_t<T>;
+  const bool past = past_caches && (p.dr == nullptr || streamable(p.dr));
+  with_norm_act(act, [&](auto act) {
+    constexpr Act known = decltype(act)::value;
+    write_rows(p.dx, rows, cols, past, [&](int64_t row, auto past) {
+      const A factor = p.norm.scale[row];
+      const auto center = broadcast(p.norm.center[row]), scale = broadcast(factor);
+      const auto shift = broadcast(p.norm.shift[row]);
+      const auto g = broadcast(p.g[row] * factor), share = broadcast(p.share[row] * factor);
+      const bool statistics = p.slope != nullptr;
+      const auto slope = broadcast(statistics ? p.slope[row] : A(0));
+      const auto offset = broadcast(statistics ? p.offset[row] : A(0));
+      const T *dy = p.dy + row * cols, *x = p.x + row * cols;
+      T *dx = p.dx + row * cols, *dr = moved(p.dr, row * cols);
+      const uint8_t* mask = moved(p.mask, row * mask_bytes(cols));
+      for_vectors<A>(0, cols, [=](auto at) {
+        Vec<A> q = at(dy);
+        if (mask) q = keep(load_bits<A>(mask, at), q);
+        if (dr) place<decltype(past)::value>(dr, at, q);
+        Vec<A> result = q * g + share;
+        if (known != Act::identity || statistics) {
+          const Vec<A> d = at(x) - center;
+          if constexpr (known != Act::identity) {
+            const Activated<A> v = activate<known, A>(d * scale + shift);
+            result = result * v.slope;
+          }
+          result += d * slope + offset;
+        }
+        place<decltype(past)::value>(dx, at, result);
+      });
+    });
+  });
+}

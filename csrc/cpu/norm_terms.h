@@ -1,0 +1,79 @@
+// What the passes of a block with BatchNorm compute of one vector, whatever the layout.
+// Included by norm_kernel_set.h only, inside its target region and namespace.
+
+template <class A>
+struct Activated {
+  Vec<A> value, slope;
+};
+
+// act(u) and act'(u), lane by lane in loops that become vectors.
+template <Act act, class A>
+inline Activated<A> activate(Vec<A> u) {
+  A value[lanes<A>], slope[lanes<A>];
+  store(value, u);
+  for (int l = 0; l < lanes<A>; ++l) {
+    slope[l] = derivative(act, value[l]);
+    value[l] = apply(act, value[l]);
+  }
+  return {load(value), load(slope)};
+}
+
+template <Act act, class A>
+inline Vec<A> activated(Vec<A> u) {
+  if constexpr (act == Act::identity) return u;
+  return activate<act, A>(u).value;
+}
+
+// Body(act as a compile-time constant), for the four that a block may have before its squeeze.
+template <class Body>
+inline void with_norm_act(Act act, Body body) {
+  switch (act) {
+    case Act::relu: return body(Constant<Act, Act::relu>{});
+    case Act::silu: return body(Constant<Act, Act::silu>{});
+    case Act::hardswish: return body(Constant<Act, Act::hardswish>{});
+    default: return body(Constant<Act, Act::identity>{});
+  }
+}
+
+// The terms of the sums, of one vector: [q, q·d] for identity, else [q·v', q·v'·d, q·v, v', v'·d]
+// with d = x − center.
+template <Act act, class A>
+inline void sum_terms(Vec<A> q, Vec<A> x, Vec<A> center, Vec<A> scale, Vec<A> shift, Vec<A>* terms) {
+  const Vec<A> d = x - center;
+  if constexpr (act == Act::identity) {
+    terms[0] = q;
+    terms[1] = q * d;
+  } else {
+    const Activated<A> v = activate<act, A>(d * scale + shift);
+    terms[0] = q * v.slope;
+    terms[1] = terms[0] * d;
+    terms[2] = q * v.value;
+    terms[3] = v.slope;
+    terms[4] = v.slope * d;
+  }
+}
+template <Act act>
+constexpr int terms_of = act == Act::identity ? 2 : 5;
+
+// Mean and Σ (x − mean)² of `count` values.
+template <class A>
+struct Moments {
+  A count, mean, m2;
+};
+
+// From sums over `count` values of x − pivot and (x − pivot)².
+template <class A>
+inline Moments<A> moments_about(A pivot, A count, A sum, A squares) {
+  const A m2 = squares - sum * sum / count;
+  return {count, pivot + sum / count, m2 < 0 ? A(0) : m2};
+}
+
+// Chan's rule
+template <class A>
+inline Moments<A> merged(Moments<A> a, Moments<A> b) {
+  const A count = a.count + b.count;
+  if (a.count == 0) return b;
+  if (b.count == 0) return a;
+  const A apart = b.mean - a.mean, share = b.count / count;
+  return {count, a.mean + apart * share, a.m2 + b.m2 + apart * apart * a.count * share};
+}
