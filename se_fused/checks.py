@@ -1,5 +1,7 @@
 """What the functions accept; each check raises one error that names the argument."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,40 @@ def beside(t: Tensor, name: str, x: Tensor, shape: tuple, dtype, device):
         )
     if t.device != device:
         raise ValueError(f"{name} must be on {device} like x, got {t.device}")
+
+
+def normalization(x, running_mean, running_var, weight, bias, training: bool):
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must be given together")
+    if running_mean is None and not training:
+        raise ValueError("running_mean and running_var must be given where training is False")
+    named = zip(
+        ("running_mean", "running_var", "weight", "bias"), (running_mean, running_var, weight, bias)
+    )
+    for name, t in named:
+        if t is not None:
+            beside(t, name, x, (x.shape[1],), x.dtype, x.device)
+
+
+def batch(x):
+    """As F.batch_norm: there is no variance of one value."""
+    if prod((x.shape[0], *x.shape[2:])) == 1:  # torch.Size.numel would fix sizes in an export
+        raise ValueError(
+            "x must have more than one value per channel in training, "
+            f"got shape {tuple(x.shape)}"
+        )
+
+
+def alike(t: Tensor, name: str, x: Tensor):
+    """t has x's shape, dtype and device."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.shape != x.shape:
+        raise ValueError(f"{name} must have x's shape {tuple(x.shape)}, got {tuple(t.shape)}")
+    if t.dtype != x.dtype:
+        raise TypeError(f"{name} must be {_short(x.dtype)} like x, got {_short(t.dtype)}")
+    if t.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} like x, got {t.device}")
 
 
 def choice(value: str, accepted: tuple, name: str):

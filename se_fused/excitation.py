@@ -12,15 +12,25 @@ from se_fused.activations import FUNCTIONS, act_derivative, gate_derivative
 
 def excite(z, w1, b1, w2, b2, act: str, gate: str) -> Tensor:
     """g"""
-    h = FUNCTIONS[act](_linear(z, w1, b1))
-    return FUNCTIONS[gate](_linear(h, w2, b2))
+    return gates(first_layer(z, w1, b1), w2, b2, act, gate)
+
+
+def first_layer(z, w1, b1) -> Tensor:
+    """p1"""
+    return _linear(z, w1, b1)
+
+
+def gates(p1, w2, b2, act: str, gate: str) -> Tensor:
+    """g"""
+    return FUNCTIONS[gate](_linear(FUNCTIONS[act](p1), w2, b2))
 
 
 def excitation_gradient(
-    dg, z, g, w1, b1, w2, act: str, gate: str
+    dg, z, g, w1, b1, w2, act: str, gate: str, p1: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dp1, h and dp2"""
-    p1 = _linear(z, w1, b1)
+    """dp1, h and dp2; p1 is computed again where it was not kept."""
+    if p1 is None:
+        p1 = first_layer(z, w1, b1)
     dp2 = dg * gate_derivative(gate, g)
     dp1 = _transposed_linear(dp2, w2) * act_derivative(act, p1)
     return dp1, FUNCTIONS[act](p1), dp2

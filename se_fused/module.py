@@ -55,6 +55,7 @@ class FusedSE(nn.Module):
     slots = Slots()
     add_maxpool = False
     add_residual = False  # y = x * g + x
+    takes_a_plain_map = True  # [N, C, *spatial], and returns it rescaled, nothing else
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class FusedSE(nn.Module):
         if names is not None:
             fc1, _, fc2, _, _ = layers
             return functional.squeeze_excite(
-                x, *_parameters(fc1), *_parameters(fc2), act=names[0], gate=names[1]
+                x, *parameters_of(fc1), *parameters_of(fc2), act=names[0], gate=names[1]
             )
         return functional.rescale(x, self._gate(x, *layers))
 
@@ -136,7 +137,7 @@ class FusedSE(nn.Module):
             return None
         if not (_is_pointwise(fc1) and _is_pointwise(fc2)):
             return None
-        if _has_hooks(fc1) or _has_hooks(act) or _has_hooks(fc2) or _has_hooks(gate):
+        if has_hooks(fc1) or has_hooks(act) or has_hooks(fc2) or has_hooks(gate):
             return None
         return act_name, gate_name
 
@@ -172,7 +173,7 @@ def _round_to_multiple(width: float, divisor: int) -> int:
     return max(divisor, int(width + divisor / 2) // divisor * divisor)
 
 
-def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight and bias; looked up as attributes, a microsecond each, only where they must be."""
     own = layer._parameters
     return (own["weight"], own["bias"]) if len(own) == 2 else (layer.weight, layer.bias)
@@ -202,7 +203,7 @@ def _is_pointwise(layer: nn.Module) -> bool:
     )
 
 
-def _has_hooks(layer) -> bool:
+def has_hooks(layer) -> bool:
     return isinstance(layer, nn.Module) and bool(
         layer._forward_hooks
         or layer._forward_pre_hooks

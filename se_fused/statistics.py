@@ -1,0 +1,49 @@
+"""The statistics of BatchNorm, from the moments of every plane, on [C] and [N, C]."""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Statistics(NamedTuple):
+    """What a map is normalized with, [C], in the accumulator's dtype."""
+
+    mean: Tensor
+    var: Tensor  # biased
+    count: Tensor | int  # values per channel, over all processes; 0: none, or running statistics
+
+
+def of_batch(planes: Tensor, m2: Tensor, positions: int, group) -> Statistics:
+    """Over samples, and over the processes of a group, from each plane's mean and Σ (x − mean)².
+
+    Sums of squares are about means, which are merged by Chan's rule.
+    """
+    count = planes.shape[0] * positions
+    if count:
+        between, mean = torch.var_mean(planes, 0, correction=0)
+        var = torch.add(between, m2.mean(0), alpha=1 / positions)
+    else:
+        mean, var = planes.new_zeros(2, planes.shape[1])
+    if group is None:
+        return Statistics(mean, var, count)
+    own = torch.cat([mean, var, mean.new_tensor([count])])
+    every = own.new_empty(dist.get_world_size(group), own.numel())
+    dist.all_gather(list(every.unbind()), own, group=group)
+    means, variances = every[:, :-1].unflatten(1, (2, -1)).unbind(1)
+    count = every[:, -1].sum()
+    share = every[:, -1:] / count
+    # From the first, so that means much larger than their differences lose nothing.
+    mean = means[0] + ((means - means[0]) * share).sum(0)
+    var = ((variances + (means - mean).square()) * share).sum(0)
+    return Statistics(mean, var, count)
+
+
+def update_running(running_mean: Tensor, running_var: Tensor, batch: Statistics, momentum: float):
+    """As nn.BatchNorm does after a batch: the variance unbiased; nothing after an empty one."""
+    if isinstance(batch.count, int) and batch.count == 0:
+        return
+    unbiased = batch.var * (batch.count / (batch.count - 1))
+    running_mean.lerp_(batch.mean.to(running_mean.dtype), momentum)
+    running_var.lerp_(unbiased.to(running_var.dtype), momentum)
