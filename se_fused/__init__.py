@@ -2,17 +2,24 @@
 
 from se_fused.functional import rescale, squeeze, squeeze_excite
 from se_fused.module import FusedSE
+from se_fused.norm import FusedBatchNormSE
 from se_fused.ops import backend
-from se_fused.surgery import replace_se, restore_se
+from se_fused.surgery import fuse, replace_se, restore_se, unfuse
+from se_fused.tail import batch_norm_squeeze_excite, squeeze_excite_add_act
 from se_fused.version import __version__
 
 __all__ = [
+    "FusedBatchNormSE",
     "FusedSE",
     "__version__",
     "backend",
+    "batch_norm_squeeze_excite",
+    "fuse",
     "replace_se",
     "rescale",
     "restore_se",
     "squeeze",
     "squeeze_excite",
+    "squeeze_excite_add_act",
+    "unfuse",
 ]

@@ -1,6 +1,7 @@
-"""Swapping FusedSE into models that exist."""
+"""Swapping FusedSE into models that exist, and fusing it with what stands around it."""
 
+from se_fused.surgery.fuse import fuse, unfuse
 from se_fused.surgery.replace import replace_se, restore_se
 from se_fused.surgery.report import Report
 
-__all__ = ["Report", "replace_se", "restore_se"]
+__all__ = ["Report", "fuse", "replace_se", "restore_se", "unfuse"]

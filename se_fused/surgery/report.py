@@ -1,4 +1,4 @@
-"""What ``replace_se`` says that it did."""
+"""What ``replace_se`` and ``fuse`` say that they did."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,18 +12,27 @@ class Entry(NamedTuple):
     reason: str | None = None
 
 
+class Fused(NamedTuple):
+    """What stands around one SE module, fused: its block's name and class, and what it covers."""
+
+    name: str
+    cls: str
+    covers: str
+
+
 @dataclass
 class Report:
     """The SE modules that were found; prints as a table."""
 
     action: str = "replaced"
-    replaced: list[Entry] = field(default_factory=list)
+    replaced: list[Entry | Fused] = field(default_factory=list)
     left: list[Entry] = field(default_factory=list)
 
     def __str__(self) -> str:
-        rows = [(self.action, *entry[:2], "") for entry in self.replaced]
-        rows += [("left", *entry[:2], f": {entry.reason}") for entry in self.left]
+        rows = [(self.action, *entry) for entry in self.replaced]
+        rows += [("left", *entry) for entry in self.left]
         width = max((len(name) for _, name, _, _ in rows), default=0)
         lines = [f"{len(self.replaced)} SE modules {self.action}, {len(self.left)} left"]
-        lines += [f"{what:9} {name:{width}}  {cls}{reason}" for what, name, cls, reason in rows]
+        for what, name, cls, note in rows:
+            lines.append(f"{what:9} {name:{width}}  {cls}" + (f": {note}" if note else ""))
         return "\n".join(lines)

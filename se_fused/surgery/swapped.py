@@ -50,6 +50,8 @@ class SwappedSE(FusedSE):
 class SwappedChannelsLast(SwappedSE):
     """SE of a map [N, H, W, C]; the same map as [N, C, H, W] is channels_last, which is native."""
 
+    takes_a_plain_map = False
+
     def _fused(self, x: Tensor) -> Tensor:
         return super()._fused(x.movedim(-1, 1)).movedim(1, -1)
 
@@ -60,6 +62,7 @@ class SwappedChannelsLast(SwappedSE):
 class SwappedSCSE(SwappedSE):
     """SE beside a spatial gate: ``x * cSE(x) + x * sSE(x)``, the first term fused."""
 
+    takes_a_plain_map = False
     beside = ("sSE",)
 
     def _fused(self, x: Tensor) -> Tensor:
@@ -69,6 +72,7 @@ class SwappedSCSE(SwappedSE):
 class SwappedMBConv(SwappedSE):
     """An EfficientNet block whose forward spells its SE out; here it calls the fused one."""
 
+    takes_a_plain_map = False
     beside = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
 
     def forward(self, inputs: Tensor, drop_connect_rate: float | None = None) -> Tensor:

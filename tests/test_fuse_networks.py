@@ -1,0 +1,133 @@
+"""fuse on whole networks of libraries: what of each is fused, and that it trains the same."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from residual_blocks import recorded_calls
+from test_networks import from_monai, from_timm, from_torchvision, from_transformers
+from torch import nn
+
+from se_fused import replace_se
+from se_fused.surgery import fuse, unfuse
+
+WITHOUT = "not installed; test_fuse.py covers the pattern"
+timm = pytest.importorskip("timm", reason=WITHOUT)
+
+SE, END = "BatchNorm + SE", "BatchNorm + SE + add + relu"
+RELU, SILU, HARDSWISH = (f"BatchNorm + {act} + SE" for act in ("relu", "silu", "hardswish"))
+
+
+def from_edge_blocks(squeeze_excite):
+    blocks = pytest.importorskip("timm.models._efficientnet_blocks", reason=WITHOUT)
+    layers = [
+        blocks.EdgeResidual(
+            width, 16, stride=stride, exp_ratio=4, act_layer=nn.SiLU,
+            se_layer=getattr(blocks, squeeze_excite),
+        )
+        for width, stride in ((3, 2), (16, 1))
+    ]  # fmt: skip
+    return nn.Sequential(*layers), (32, 32)
+
+
+# What is fused of each, and how often.
+NETWORKS = {
+    "timm-seresnet18": (from_timm, "seresnet18", {END: 8}),
+    "timm-seresnet50": (from_timm, "seresnet50", {END: 16}),
+    "timm-seresnext26": (from_timm, "seresnext26d_32x4d", {END: 8}),
+    "timm-legacy-seresnet18": (
+        from_timm, "legacy_seresnet18", {"BatchNorm + relu + SE + add + relu": 8}
+    ),
+    "timm-legacy-seresnext26": (from_timm, "legacy_seresnext26_32x4d", {END: 8}),
+    "timm-efficientnet-b0": (from_timm, "efficientnet_b0", {SILU: 16}),
+    "timm-edge-residual": (from_edge_blocks, "SqueezeExcite", {SILU: 2}),
+    "timm-mobilenetv3": (from_timm, "mobilenetv3_large_100", {RELU: 3, HARDSWISH: 5}),
+    "timm-regnety": (from_timm, "regnety_002", {RELU: 13}),
+    "tv-mobilenet-v3": (from_torchvision, "mobilenet_v3_small", {RELU: 1, HARDSWISH: 8}),
+    "tv-efficientnet-b0": (from_torchvision, "efficientnet_b0", {SILU: 16}),
+    "tv-regnet-y": (from_torchvision, "regnet_y_400mf", {RELU: 16}),
+    "monai-2d": (from_monai, 2, {END: 16}),
+    "monai-3d": (from_monai, 3, {END: 16}),
+    "hf-regnet": (from_transformers, "regnet", {RELU: 4}),
+}
+
+
+def without_chance(network):
+    """Weights of BatchNorm away from 0 and 1; no dropout of elements or samples."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+        for name in ("p", "drop_prob", "drop_rate"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return network
+
+
+def train(network, x, steps=3):
+    """The result and all gradients and buffers of the first step; the result in eval mode."""
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
+    for index in range(steps):
+        x_now = x.clone().requires_grad_()
+        optimizer.zero_grad()
+        y = network(x_now)
+        y.square().mean().backward()
+        if index == 0:
+            first = [y.detach(), x_now.grad, *(p.grad.clone() for p in network.parameters())]
+            first += [b.clone() for b in network.buffers()]
+        optimizer.step()
+    network.eval()
+    with torch.no_grad():
+        return [*first, network(x)]
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        if b.is_floating_point():
+            # PyTorch's own hardsigmoid has a float32 1/6 in its float64 gradient.
+            # A gradient below 1e-6 may be nothing but rounding.
+            scale = b.abs().max().clamp(min=1e-6)
+            torch.testing.assert_close(a / scale, b / scale, rtol=0, atol=1e-6)
+        else:
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("make, name, covered", NETWORKS.values(), ids=NETWORKS)
+def test_same_training(monkeypatch, make, name, covered):
+    calls = recorded_calls(monkeypatch)
+    eager, size = make(name)
+    eager = without_chance(eager.double())
+    fused = copy.deepcopy(eager)
+    classes = [type(module) for module in fused.modules()]
+    replace_se(fused)
+    report = fuse(fused)
+    assert Counter(entry.covers for entry in report.replaced) == covered and not report.left
+
+    x = torch.randn(4, 3, *size, dtype=torch.float64)
+    assert_same(train(fused, x), train(eager, x))
+    assert len(calls) == 4 * sum(covered.values())
+    fused.load_state_dict(eager.state_dict(), strict=True)
+    assert len(unfuse(fused).replaced) == sum(covered.values())
+    assert sum(type(m) is not c for m, c in zip(fused.modules(), classes)) == sum(covered.values())
+
+
+def test_drop_path_ends_the_fusion():
+    network = timm.create_model("seresnet18", num_classes=5, drop_path_rate=0.2)
+    replace_se(network)
+    covers = [entry.covers for entry in fuse(network).replaced]
+    assert covers == [END] + 7 * [SE]
+
+
+def test_feature_extraction_of_a_fused_network():
+    extraction = pytest.importorskip("torchvision.models.feature_extraction", reason=WITHOUT)
+    network, size = from_torchvision("mobilenet_v3_small")
+    network.eval()
+    x = torch.randn(2, 3, *size)
+    name = "features.4.block.2"  # an SE module inside of a fused block
+    expected = extraction.create_feature_extractor(network, [name])(x)[name]
+    replace_se(network)
+    fuse(network)
+    found = extraction.create_feature_extractor(network, [name])(x)[name]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
