@@ -51,9 +51,13 @@ def plan(
     channels_last: bool,
     itemsize: int,
     device: Device,
+    tile_bytes: int = TILE_BYTES,
+    max_channels: int = MAX_CHANNELS,
 ) -> Plan:
     """The tiles of a non-empty [N, C, M] map and how the reduce launch shares them out."""
-    layout, block_c, block_m, align = tile(channels, spatial, channels_last, itemsize, device)
+    layout, block_c, block_m, align = tile(
+        channels, spatial, channels_last, itemsize, device, tile_bytes, max_channels
+    )
     channel_blocks = cdiv(channels, block_c)
     spatial_tiles = cdiv(spatial, block_m)
     wanted = cdiv(PROGRAMS_PER_MULTIPROCESSOR * device.multiprocessors, samples * channel_blocks)
@@ -65,7 +69,13 @@ def plan(
 
 
 def tile(
-    channels: int, spatial: int, channels_last: bool, itemsize: int, device: Device
+    channels: int,
+    spatial: int,
+    channels_last: bool,
+    itemsize: int,
+    device: Device,
+    tile_bytes: int = TILE_BYTES,
+    max_channels: int = MAX_CHANNELS,
 ) -> tuple[str, int, int, int]:
     """(layout, BLOCK_C, BLOCK_M, ALIGN): the contiguous axis first, the other has the rest.
 
@@ -73,9 +83,9 @@ def tile(
     flat, if that aligns them better. A flat tile passes through shared memory; two programs share
     a multiprocessor's.
     """
-    elements = TILE_BYTES // max(itemsize, 4)
+    elements = tile_bytes // max(itemsize, 4)
     if channels_last or spatial == 1:
-        block_c = _run(channels, MAX_CHANNELS)
+        block_c = _run(channels, max_channels)
         block_m = min(next_power_of_2(spatial), elements // block_c)
         return "channels_last", block_c, block_m, alignment(channels)
     align = alignment(spatial)

@@ -36,6 +36,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
 from triton.runtime.autotuner import Autotuner
 
+from se_fused.passes import mask_size
 from se_fused.plan import Device
 
 KB, MB = 1 << 10, 1 << 20
@@ -59,13 +60,14 @@ class Case(NamedTuple):
     gate: str = "sigmoid"
     dtypes: tuple[str, ...] = tuple(DTYPES)
     wide: bool = True  # the map is taken 16 bytes at a time
+    norm: str | None = None  # activation of a block with BatchNorm
 
 
 CASES = {
-    "contiguous-56x56": Case((32, 256, 56, 56), False, 16, 512),
-    "channels-last-56x56": Case((32, 256, 56, 56), True, 16, 512),
+    "contiguous-56x56": Case((32, 256, 56, 56), False, 16, 512, norm="silu"),
+    "channels-last-56x56": Case((32, 256, 56, 56), True, 16, 512, norm="identity"),
     "contiguous-14x14": Case((8, 256, 14, 14), False, 16, 512),
-    "contiguous-7x7": Case((8, 512, 7, 7), False, 8, 512),
+    "contiguous-7x7": Case((8, 512, 7, 7), False, 8, 512, norm="silu"),
     "contiguous-7x7-2048-channels": Case((32, 2048, 7, 7), False, None, 128),
     "channels-last-7x7": Case((8, 512, 7, 7), True, 8, 512),
     "channels-last-28x28-120-channels": Case((8, 120, 28, 28), True, 32, None),
@@ -73,7 +75,9 @@ CASES = {
     # Odd planes too large for several to a tile.
     "contiguous-95x95": Case((8, 160, 95, 95), False, 8, None, wide=False),
     "contiguous-int64": Case((2700, 256, 56, 56), False, 16, None, dtypes=("bf16",)),
-    "channels-last-int64": Case((2700, 256, 56, 56), True, 16, None, dtypes=("bf16",)),
+    "channels-last-int64": Case(
+        (2700, 256, 56, 56), True, 16, None, dtypes=("bf16",), norm="silu"
+    ),
 }
 EVERYDAY = {  # the selection of the test suite
     "targets": ["sm_80", "sm_90", "gfx942"],
@@ -147,6 +151,24 @@ def operations(case: Case, dtype: torch.dtype):
     yield "rescale", lambda: backend.rescale(x, g)
     yield "gate_gradient", lambda: backend.gate_gradient(dy, x)
     yield "rescale_backward", lambda: backend.rescale_backward(dy, x, g)
+    if case.norm is not None:
+        yield from _norm_operations(case.norm, x, dy, torch.empty_like(x), g, backend)
+
+
+def _norm_operations(act: str, x, dy, residual, g, backend):
+    """Those of a block with BatchNorm, residual and ReLU, in training."""
+    norm = _, scale, shift = [torch.zeros(x.shape[1], dtype=g.dtype) for _ in range(3)]
+    mask = torch.zeros(mask_size(x), dtype=torch.uint8)
+    yield "moments", lambda: backend.moments(x)
+    yield "norm_squeeze", lambda: backend.norm_squeeze(x, *norm, act)
+    yield "norm_rescale", lambda: backend.norm_rescale(x, residual, *norm, g, act, True)
+    yield "norm_sums", lambda: backend.norm_sums(dy, x, mask, *norm, act)
+    yield (
+        "norm_rescale_backward",
+        lambda: backend.norm_rescale_backward(
+            dy, x, mask, *norm, g, g, scale, shift, act, True
+        ),
+    )
 
 
 class Launch(NamedTuple):

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from itertools import product
 
+import passes_reference as passes
 import pytest
 import torch
 from reference import ACTS, GATES, check
@@ -72,6 +73,21 @@ def test_activations_without_biases(monkeypatch, operator, act, gate):
     run(operator, inputs, monkeypatch)
 
 
+@pytest.mark.parametrize("operator", passes.OPERATORS)
+@each_layout
+@pytest.mark.parametrize("act", ["identity", "silu"])
+@pytest.mark.parametrize("shape", ["ragged-channels", "wide-1x1", "wide-7x7", "split"])
+def test_passes_of_a_block_with_batch_norm(monkeypatch, operator, layout, act, shape):
+    dtype = torch.bfloat16 if act == "silu" else torch.float32
+    inputs = passes.make_norm_inputs(SHAPES[shape][0], "cuda", dtype, layout=layout, act=act)
+    arguments = passes.OPERATORS[operator][0](inputs)
+    found = passes.call(operator, arguments, kernels)
+    passes.check(found, inputs)
+    monkeypatch.setenv("TTSEM_GRID_ORDER", "shuffle:0")
+    for name, result in passes.call(operator, arguments, kernels).items():
+        assert torch.equal(result, found[name]), f"{name} depends on the order of the programs"
+
+
 @pytest.mark.parametrize("operator", ["squeeze", "squeeze_excite", "squeeze_excite_backward"])
 @each_layout
 def test_programs_share_the_sums_of_a_large_plane(races, operator, layout):
@@ -104,4 +120,7 @@ def test_every_kernel_is_launched_in_every_layout(monkeypatch):
             inputs = make_inputs(shape, hidden, "cuda", layout=layout)
             for operator, (arguments, _) in OPERATORS.items():
                 call(operator, arguments(inputs), kernels)
+            inputs = passes.make_norm_inputs(shape, "cuda", layout=layout)
+            for operator, (arguments, _) in passes.OPERATORS.items():
+                passes.call(operator, arguments(inputs), kernels)
     assert launched == set(product(names, TILE_LAYOUTS))

@@ -3,6 +3,8 @@
     reduce      z, and the excitation by the last program of a sample to finish; backward dg, dp1, …
     (between)   the excitation as torch matmuls, unless plan.excites_in_reduce
     apply       y = x · g, backward dx = dy · g + dz / M, in the reverse order
+    norm_reduce, norm_apply    the same two of a block with BatchNorm, residual and ReLU: one launch
+                               each function
 
 No program waits for another. Sums have a fixed order: results are the same from run to run.
 """
@@ -11,9 +13,10 @@ import torch
 from torch import Tensor
 
 from se_fused import plan
-from se_fused.backends.triton import launch
+from se_fused.backends.triton import launch, launch_norm
 from se_fused.excitation import excitation_gradient, excite, squeeze_gradient
 from se_fused.layout import acc_dtype
+from se_fused.passes import mask_size
 
 _MIN_CAPABILITY = (7, 5)
 
@@ -76,6 +79,46 @@ def squeeze_excite_backward(
         dp1, h, dp2 = excitation_gradient(dg, z, g, w1, b1, w2, act, gate)
         share = squeeze_gradient(dp1, w1) / x.shape[2:].numel()
     return _apply(dy, g, share), dp1, h, dp2
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        return _per_channel(x, torch.nan), _per_channel(x, 0)
+    return launch_norm.moments(x)
+
+
+def norm_squeeze(x, center, scale, shift, act: str) -> Tensor:
+    if x.numel() == 0:
+        return _per_channel(x, torch.nan)
+    return launch_norm.norm_squeeze(x, center, scale, shift, act)
+
+
+def norm_rescale(
+    x, residual, center, scale, shift, g, act: str, relu: bool
+) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        size = mask_size(x) if relu else 0
+        return torch.empty_like(x), x.new_empty(size, dtype=torch.uint8)
+    y, mask = launch_norm.norm_rescale(x, residual, center, scale, shift, g, act, relu)
+    return y, mask if relu else x.new_empty(0, dtype=torch.uint8)
+
+
+def norm_sums(dy, x, mask, center, scale, shift, act: str) -> Tensor:
+    if x.numel() == 0:
+        count = 2 if act == "identity" else 5
+        return x.new_zeros((count, *x.shape[:2]), dtype=acc_dtype(x.dtype))
+    return launch_norm.norm_sums(dy, x, mask, center, scale, shift, act)
+
+
+def norm_rescale_backward(
+    dy, x, mask, center, scale, shift, g, share, slope, offset, act: str, add: bool
+) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        return torch.empty_like(x), torch.empty_like(x) if add else x.new_empty(0)
+    dx, dr = launch_norm.norm_rescale_backward(
+        dy, x, mask, center, scale, shift, g, share, slope, offset, act, add
+    )
+    return dx, dr if add else x.new_empty(0)
 
 
 def _apply(x: Tensor, g: Tensor, share: Tensor | None = None) -> Tensor:

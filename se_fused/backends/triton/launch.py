@@ -24,7 +24,7 @@ _AUTOTUNED = not INTERPRETED and os.environ.get("SE_FUSED_AUTOTUNE", "1") != "0"
 
 
 def squeeze(x: Tensor) -> Tensor:
-    feature_map = _FeatureMap(x)
+    feature_map = FeatureMap(x)
     z = feature_map.per_channel()
     _squeeze(feature_map, x, z)
     return z
@@ -32,21 +32,21 @@ def squeeze(x: Tensor) -> Tensor:
 
 def squeeze_excite(x, w1, b1, w2, b2, act: str, gate: str) -> tuple[Tensor, Tensor]:
     """z and g."""
-    feature_map = _FeatureMap(x)
+    feature_map = FeatureMap(x)
     z, g = feature_map.per_channel(), feature_map.per_channel()
     _squeeze(feature_map, x, z, g, w1, b1, w2, b2, act, gate)
     return z, g
 
 
 def gate_gradient(dy: Tensor, x: Tensor) -> Tensor:
-    feature_map = _FeatureMap(x)
+    feature_map = FeatureMap(x)
     dg = feature_map.per_channel()
     _gate_gradient(feature_map, dy, x, dg)
     return dg
 
 
 def rescale_backward(dy: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    feature_map = _FeatureMap(x)
+    feature_map = FeatureMap(x)
     dx, dg = torch.empty_like(x), feature_map.per_channel()
     _gate_gradient(feature_map, dy, x, dg, g, dx)
     return dx, dg
@@ -56,7 +56,7 @@ def excitation_gradient(
     dy, x, z, g, w1, b1, w2, act: str, gate: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dp1, h, dp2 and share = dz / M."""
-    feature_map = _FeatureMap(x)
+    feature_map = FeatureMap(x)
     dp1, h = (z.new_empty(z.shape[0], w1.shape[0]) for _ in range(2))
     dp2, share = feature_map.per_channel(), feature_map.per_channel()
     _gate_gradient(
@@ -67,7 +67,7 @@ def excitation_gradient(
 
 def rescale(x: Tensor, g: Tensor, share: Tensor | None = None) -> Tensor:
     """x · g, or x · g + share."""
-    feature_map = _FeatureMap(x)
+    feature_map = FeatureMap(x)
     y = torch.empty_like(x)
     with torch.cuda.device_of(x):
         _rescale_kernel[feature_map.apply_grid](
@@ -98,7 +98,7 @@ def _gate_gradient(
         )  # fmt: skip
 
 
-def _tuned(kernel, module):
+def tuned(kernel, module):
     """The kernel with the number of warps that is fastest on this device, or with the plan's."""
     if not _AUTOTUNED:
         return kernel
@@ -112,13 +112,15 @@ def _reset_counter(arguments: dict, reset_only: bool = False):
         arguments["counter_ptr"].zero_()
 
 
-_rescale_kernel = _tuned(apply.rescale_kernel, apply)
-_squeeze_kernel = _tuned(reduce.squeeze_kernel, reduce)
-_gate_gradient_kernel = _tuned(reduce.gate_gradient_kernel, reduce)
+_rescale_kernel = tuned(apply.rescale_kernel, apply)
+_squeeze_kernel = tuned(reduce.squeeze_kernel, reduce)
+_gate_gradient_kernel = tuned(reduce.gate_gradient_kernel, reduce)
 
 
-class _FeatureMap:
+class FeatureMap:
     """What the kernels need to know of x: sizes, layout and plan."""
+
+    limits = {}  # of a tile, other than the plan's
 
     def __init__(self, x: Tensor):
         self.samples, self.channels = x.shape[:2]
@@ -133,6 +135,7 @@ class _FeatureMap:
             channels_last,
             x.dtype.itemsize,
             device_of(x),
+            **self.limits,
         )
         self.tile = {
             "LAYOUT": self.plan.layout,

@@ -74,12 +74,18 @@ def channel_sums(
 ):  # fmt: skip
     """A tile, zero where it is masked, summed over positions, [BLOCK_C]."""
     if LAYOUT == "flat":
-        position = tl.arange(0, BLOCK_M)[None, :]
-        inside = position < PLANE
-        element = tl.arange(0, BLOCK_C)[:, None] * PLANE + tl.where(inside, position, 0)
-        planes = tl.gather(tile, tl.reshape(element, [BLOCK_C * BLOCK_M]), 0)
-        tile = tl.where(inside, tl.reshape(planes, [BLOCK_C, BLOCK_M]), 0)
+        tile = planes(tile, BLOCK_C, BLOCK_M, PLANE)
     return tl.sum(tile, 1)
+
+
+@triton.jit
+def planes(tile, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr):
+    """A flat tile by planes, [BLOCK_C, BLOCK_M], zero beyond PLANE."""
+    position = tl.arange(0, BLOCK_M)[None, :]
+    inside = position < PLANE
+    element = tl.arange(0, BLOCK_C)[:, None] * PLANE + tl.where(inside, position, 0)
+    gathered = tl.gather(tile, tl.reshape(element, [BLOCK_C * BLOCK_M]), 0)
+    return tl.where(inside, tl.reshape(gathered, [BLOCK_C, BLOCK_M]), 0)
 
 
 @triton.jit
@@ -93,3 +99,27 @@ def per_element(
         return tl.gather(values, tl.minimum(channel, BLOCK_C - 1), 0)
     else:
         return values[:, None]
+
+
+@triton.jit
+def normalization(
+    center_ptr, scale_ptr, shift_ptr, channel, channels,
+    LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
+):  # fmt: skip
+    """center, scale and shift for each element of a tile; those of u = x without pointers."""
+    if center_ptr is None:
+        return 0.0, 1.0, 0.0
+    else:
+        center = per_channel(center_ptr, channel, channels, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
+        scale = per_channel(scale_ptr, channel, channels, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
+        shift = per_channel(shift_ptr, channel, channels, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
+        return center, scale, shift
+
+
+@triton.jit
+def per_channel(
+    value_ptr, channel, channels,
+    LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
+):  # fmt: skip
+    values = tl.load(value_ptr + channel, channel < channels, other=0)
+    return per_element(values, LAYOUT, BLOCK_C, BLOCK_M, PLANE)

@@ -1,0 +1,196 @@
+"""The passes of a block with BatchNorm, residual and ReLU: inputs, oracle and rule.
+
+Plain PyTorch, written without se_fused. The rule is that of ``reference.py``; arithmetic is
+promised in acc, so what is laid out like x is judged against plain PyTorch in acc, rounded once.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from reference import ACTS, assert_no_worse, error, per_channel, spatial_mean
+from shapes import LAYOUTS
+from torch import Tensor
+
+NORM_ACTS = ("identity", "relu", "silu", "hardswish")
+
+
+class NormInputs(NamedTuple):
+    """Arguments of the five passes. Tensors may be None where the operators take None."""
+
+    x: Tensor
+    residual: Tensor | None
+    dy: Tensor
+    mask: Tensor | None
+    center: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    g: Tensor
+    share: Tensor
+    slope: Tensor | None
+    offset: Tensor | None
+    act: str = "identity"
+    relu: bool = True
+    add: bool = True
+
+    @property
+    def norm(self):
+        return self.center, self.scale, self.shift
+
+
+# Arguments from inputs, and the names of the results in ``results``.
+OPERATORS = {
+    "moments": (lambda i: (i.x,), ("mean", "m2")),
+    "norm_squeeze": (lambda i: (i.x, *i.norm, i.act), ("z",)),
+    "norm_rescale": (lambda i: (i.x, i.residual, *i.norm, i.g, i.act, i.relu), ("y", "mask")),
+    "norm_sums": (lambda i: (i.dy, i.x, i.mask, *i.norm, i.act), ("sums",)),
+    "norm_rescale_backward": (
+        lambda i: (
+            i.dy, i.x, i.mask, *i.norm, i.g, i.share, i.slope, i.offset, i.act, i.add
+        ),
+        ("dx", "dr"),
+    ),
+}  # fmt: skip
+LIKE_X = ("y", "dx", "dr")
+
+
+def call(operator: str, arguments, namespace=torch.ops.se_fused) -> dict[str, Tensor]:
+    found = getattr(namespace, operator)(*arguments)
+    return dict(zip(OPERATORS[operator][1], found if isinstance(found, tuple) else (found,)))
+
+
+def make_norm_inputs(
+    shape,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    layout: str = "contiguous",
+    norm: bool = True,
+    residual: bool = True,
+    masked: bool = True,
+    train: bool = True,
+    **rest,
+) -> NormInputs:
+    """Random inputs. ``masked``: the gradient comes through a ReLU; ``train``: through the
+    statistics of the batch."""
+    samples, channels = shape[:2]
+    acc = torch.promote_types(dtype, torch.float32)
+
+    def draw(*size, scale=1.0, to=acc):
+        return (torch.randn(size, dtype=torch.float64) * scale).to(to).to(device)
+
+    offsets = torch.randn(shape[:2] + (1,) * (len(shape) - 2), dtype=torch.float64)
+    x = (torch.randn(shape, dtype=torch.float64) + offsets).to(dtype).to(device)
+    x, dy, other = (LAYOUTS[layout](t) for t in (x, draw(*shape, to=dtype), draw(*shape, to=dtype)))
+    return NormInputs(
+        x,
+        other if residual else None,
+        dy,
+        pack(torch.rand(shape, device=device) < 0.6, x) if masked else None,
+        *((draw(channels) for _ in range(3)) if norm else (None, None, None)),
+        torch.sigmoid(draw(samples, channels)),
+        draw(samples, channels, scale=0.1),
+        *((draw(channels, scale=0.1) for _ in range(2)) if norm and train else (None, None)),
+        **rest,
+    )
+
+
+def rows_of(t: Tensor, like: Tensor) -> Tensor:
+    """A map as the rows of its mask, which lie as ``like`` would lie if it were dense."""
+    channels_last = not like.is_contiguous() and like.dim() > 3 and like.stride(1) == 1
+    last = t.movedim(1, -1) if channels_last else t.flatten(2) if t.dim() > 2 else t[..., None]
+    return last.reshape(last.shape[:-1].numel(), last.shape[-1])
+
+
+def pack(keep: Tensor, x: Tensor) -> Tensor:
+    """The mask of a boolean map, for x's layout."""
+    rows = rows_of(keep, x)
+    bits = np.packbits(rows.cpu().contiguous().numpy(), axis=1, bitorder="little")
+    return torch.from_numpy(bits).to(x.device)
+
+
+def unpack(mask: Tensor, x: Tensor) -> Tensor:
+    """The boolean map of a mask, contiguous; fails on a padding bit that is set."""
+    numbers = torch.arange(x.numel(), device=x.device).view(x.shape)
+    numbers = rows_of(numbers, x)
+    cells = torch.from_numpy(np.unpackbits(mask.cpu().numpy(), axis=1, bitorder="little"))
+    cells = cells.bool().to(x.device)
+    assert not cells[:, numbers.shape[1] :].any(), "a padding bit is set"
+    flat = torch.empty(x.numel(), dtype=torch.bool, device=x.device)
+    flat[numbers.flatten()] = cells[:, : numbers.shape[1]].flatten()
+    return flat.view(x.shape)
+
+
+def results(inputs: NormInputs, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What the passes return, the mask excepted, computed in one dtype."""
+
+    def wide(t):
+        return None if t is None else t.to(dtype)
+
+    x, residual, dy = wide(inputs.x), wide(inputs.residual), wide(inputs.dy)
+    g, share = (per_channel(wide(t), x) for t in (inputs.g, inputs.share))
+    centered, scale, u = x, 1, x
+    if inputs.center is not None:
+        center, scale, shift = (per_channel(wide(t)[None], x) for t in inputs.norm)
+        centered = x - center
+        u = centered * scale + shift
+    u = u.detach().requires_grad_()
+    v = ACTS[inputs.act](u)
+    [d] = torch.autograd.grad(v.sum(), u)
+    u, v = u.detach(), v.detach()
+    mean = spatial_mean(x)
+    p = v * g if residual is None else v * g + residual
+    q = dy if inputs.mask is None else torch.where(unpack(inputs.mask, inputs.x), dy, 0)
+    terms = (q * d, q * d * centered)
+    if inputs.act != "identity":
+        terms += (q * v, d, d * centered)
+    dx = (q * g + share) * scale * d
+    if inputs.slope is not None:
+        slope, offset = (per_channel(wide(t)[None], x) for t in (inputs.slope, inputs.offset))
+        dx = dx + centered * slope + offset
+    return {
+        "mean": mean,
+        "m2": _spatial_sum((x - per_channel(mean, x)).square()),
+        "z": spatial_mean(v),
+        "p": p,
+        "y": p.relu() if inputs.relu else p,
+        "sums": torch.stack([_spatial_sum(term) for term in terms]),
+        "dx": dx,
+        "dr": q if inputs.add else q.new_empty(0),
+    }
+
+
+def _spatial_sum(t: Tensor) -> Tensor:
+    return t.flatten(2).sum(2) if t.dim() > 2 else t
+
+
+def check(found: dict[str, Tensor], inputs: NormInputs):
+    """Judges results, by their names in ``results``; the mask by y."""
+    exact = results(inputs, torch.float64)
+    errors = eager_errors(inputs, exact)
+    for name, result in found.items():
+        if name != "mask":
+            assert_no_worse(name, result, exact[name], errors[name])
+        elif inputs.relu:
+            assert torch.equal(unpack(result, inputs.x), ~(found["y"] <= 0)), "mask"
+        else:
+            assert result.numel() == 0
+
+
+def eager_errors(inputs: NormInputs, exact: dict[str, Tensor]) -> dict[str, float]:
+    dtype = inputs.x.dtype
+    if dtype != torch.float64:
+        eager = results(inputs, torch.float32)
+        eager |= {name: eager[name].to(dtype) for name in LIKE_X}
+        return {name: error(eager[name], exact[name]) for name in exact}
+    # As in reference.py: float32's errors, smaller by the ratio of the two eps.
+    narrow = inputs._replace(
+        **{
+            name: t.float()
+            for name, t in inputs._asdict().items()
+            if isinstance(t, Tensor) and name != "mask"
+        }
+    )
+    ratio = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    wide, eager = results(narrow, torch.float64), results(narrow, torch.float32)
+    return {name: ratio * error(eager[name], wide[name]) for name in wide}

@@ -1,0 +1,102 @@
+"""Bytes and launches of the passes of a block with BatchNorm, residual and ReLU, counted as in
+test_traffic.py: each pass is one launch, over each of its maps once and an eighth of a byte an
+element of the mask, in whatever order its programs run."""
+
+import numpy as np
+import pytest
+import torch
+from passes_reference import OPERATORS, call, make_norm_inputs
+from shapes import DENSE
+from test_traffic import SHAPES, kernels
+
+from byte_meter import ORDERS, Meter  # isort: skip
+
+CASES = {name: SHAPES[name][0] for name in ("7x7", "1x1", "14x14", "5x157", "3d")} | {
+    "aligned-7x7": (2, 72, 7, 7),
+    "split-planes": (1, 5, 40, 41),
+    "ragged-channels": (2, 70, 5, 7),
+}
+EACH = {
+    f"{name}-{layout}": (shape, layout)
+    for name, shape in CASES.items()
+    for layout in DENSE
+    if layout == "contiguous" or len(shape) > 3
+}
+# Maps read and written, by what is asked for: 1 to 5 passes, and a mask of a 16th or 32nd of one.
+PASSES = {
+    "moments": ("moments", {}, ("x",), ()),
+    "norm_squeeze": ("norm_squeeze", dict(act="silu"), ("x",), ()),
+    "norm_rescale": ("norm_rescale", dict(residual=False), ("x",), ("y", "mask")),
+    "norm_rescale-residual": ("norm_rescale", {}, ("x", "residual"), ("y", "mask")),
+    "norm_rescale-no-relu": ("norm_rescale", dict(relu=False), ("x", "residual"), ("y",)),
+    "norm_sums": ("norm_sums", {}, ("dy", "x", "mask"), ()),
+    "norm_sums-silu": ("norm_sums", dict(act="silu"), ("dy", "x", "mask"), ()),
+    "norm_sums-no-relu": ("norm_sums", dict(masked=False), ("dy", "x"), ()),
+    "backward": ("norm_rescale_backward", {}, ("dy", "x", "mask"), ("dx", "dr")),
+    "backward-eval": (
+        "norm_rescale_backward", dict(train=False, add=False), ("dy", "mask"), ("dx",)
+    ),
+    "backward-eval-silu": (
+        "norm_rescale_backward", dict(train=False, add=False, act="silu"), ("dy", "x", "mask"),
+        ("dx",),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("poisoned_allocations")
+@pytest.mark.parametrize("case", EACH.values(), ids=EACH)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("operator, options, read, written", PASSES.values(), ids=PASSES)
+def test_every_pass(case, dtype, operator, options, read, written):
+    inputs, found, meter = metered(case, dtype, operator, options)
+    [launch] = meter.launches
+    maps = [getattr(inputs, name) for name in read]
+    for tensor in maps:
+        [operand] = meter.operands(tensor)
+        assert np.array_equal(operand.loads, operand.inside)
+    for name in written:
+        [operand] = meter.operands(found[name])
+        assert np.array_equal(operand.stores, operand.inside)
+    # Beside the maps: up to 7 values a channel and 5 slots for each program, and up to 5 results.
+    values = launch.programs * min(inputs.g.shape[1], 64) * inputs.g.itemsize
+    assert meter.read() - meter.read(*maps) <= (7 + 5) * values
+    results = sum(found[name].nbytes for name in written)
+    assert meter.written() - results <= 5 * (values + inputs.g.nbytes)
+    assert meter.updated() <= 4 * launch.programs
+
+
+@pytest.mark.parametrize("case", EACH.values(), ids=EACH)
+@pytest.mark.parametrize("order", [order for order in ORDERS if order != "ascending"])
+def test_results_do_not_depend_on_the_order_of_programs(case, order):
+    for operator in OPERATORS:
+        _, expected, _ = metered(case, torch.float32, operator, dict(act="silu"))
+        _, found, _ = metered(case, torch.float32, operator, dict(act="silu"), order)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def metered(case, dtype, operator, options, order="ascending"):
+    """Inputs, results and the meter of one call."""
+    shape, layout = case
+    torch.manual_seed(0)
+    inputs = make_norm_inputs(shape, dtype=dtype, layout=layout, **options)
+    with Meter(order) as meter:
+        found = call(operator, OPERATORS[operator][0](inputs), kernels)
+    assert not meter.faults
+    return inputs, found, meter
+
+
+@pytest.mark.parametrize("layout", DENSE)
+def test_small_tensors_add_less_than_a_sixth_of_a_pass(layout):
+    """Float32 at 56 × 56, beside whole passes over the map and 1/32 of one for the mask: 7 values a
+    channel for tiles of 64 positions are a ninth."""
+    case = (2, 16, 56, 56), layout
+    expected = {
+        "moments": 1, "norm_squeeze": 1, "norm_rescale-residual": 3, "norm_rescale": 2,
+        "norm_sums": 2, "backward": 4, "backward-eval": 2,
+    }  # fmt: skip
+    for name, passes in expected.items():
+        operator, options, read, written = PASSES[name]
+        inputs, _, meter = metered(case, torch.float32, operator, options)
+        masks = ("mask" in read + written) / 32
+        found = (meter.read() + meter.written()) / inputs.x.nbytes
+        assert passes + masks <= found < passes + masks + 1 / 6, name

@@ -1,0 +1,293 @@
+"""The passes of a block with BatchNorm, residual and ReLU: values on every backend, the bits of
+the mask, layouts of results, fakes, opcheck."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from passes_reference import (
+    LIKE_X,
+    NORM_ACTS,
+    OPERATORS,
+    NormInputs,
+    call,
+    check,
+    make_norm_inputs,
+    pack,
+    unpack,
+)
+from reference import assert_no_worse, error
+from shapes import DENSE, DTYPES, LAYOUT_CASES, LAYOUTS
+from shapes import SHAPES as BLOCK_SHAPES
+from test_ops import SIGNATURES, within_nan
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from se_fused import ops
+
+pytestmark = pytest.mark.usefixtures("poisoned_allocations")
+
+SHAPES = {name: shape for name, (shape, _) in BLOCK_SHAPES.items()} | {
+    "5x3": (2, 20, 5, 3),
+    "2x2": (3, 5, 2, 2),
+    "whole-bytes-7x7": (2, 72, 7, 7),
+    "one-position-one-channel": (2, 1, 1, 1),
+    "longer-than-a-tile": (2, 5, 40, 41),
+    "few-large-samples": (1, 67, 64, 48),
+}
+CASES = {
+    f"{name}-{layout}": (shape, layout)
+    for name, shape in SHAPES.items()
+    for layout in DENSE
+    if layout == "contiguous" or len(shape) > 3
+}
+VARIANTS = {
+    "training": {},
+    "no-residual": dict(residual=False, add=False),
+    "no-relu": dict(relu=False, masked=False),
+    "neither": dict(residual=False, add=False, relu=False, masked=False),
+    "eval": dict(train=False),
+    "eval-no-residual": dict(train=False, residual=False, add=False),
+    "no-norm": dict(norm=False),
+    "no-norm-alone": dict(norm=False, residual=False, add=False, relu=False, masked=False),
+}
+
+each_operator = pytest.mark.parametrize("operator", OPERATORS)
+each_case = pytest.mark.parametrize("shape, layout", CASES.values(), ids=CASES)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+each_dense_layout = pytest.mark.parametrize("layout", DENSE)
+each_act = pytest.mark.parametrize("act", NORM_ACTS)
+
+
+def run_and_check(operator: str, inputs: NormInputs):
+    arguments = OPERATORS[operator][0](inputs)
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    before = [t.clone() for t in tensors]
+    found = call(operator, arguments)
+    acc = torch.promote_types(inputs.x.dtype, torch.float32)
+    storages = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+    for name, result in found.items():
+        dtype = torch.uint8 if name == "mask" else inputs.x.dtype if name in LIKE_X else acc
+        assert result.dtype == dtype, name
+        assert result.untyped_storage().data_ptr() not in storages, f"{name} aliases an input"
+    for tensor, copy in zip(tensors, before):
+        assert torch.equal(tensor, copy), "an input was changed"
+    check(found, inputs)
+    return found
+
+
+@each_operator
+@each_case
+def test_values_in_every_shape(place, operator, shape, layout):
+    run_and_check(operator, make_norm_inputs(shape, place.device, layout=layout))
+
+
+@each_operator
+@each_case
+def test_values_in_every_shape_bf16_silu(place, operator, shape, layout):
+    run_and_check(
+        operator,
+        make_norm_inputs(shape, place.device, torch.bfloat16, layout=layout, act="silu"),
+    )
+
+
+@each_operator
+@each_dtype
+@pytest.mark.parametrize("case", LAYOUT_CASES.values(), ids=LAYOUT_CASES)
+def test_values_in_every_layout(place, operator, dtype, case):
+    layout, shape = case
+    inputs = make_norm_inputs(shape, place.device, dtype, layout=layout, act="hardswish")
+    found = run_and_check(operator, inputs)
+    for name in set(LIKE_X) & found.keys():
+        dense = "channels-last" if "channels-last" in layout else "contiguous"
+        assert found[name].stride() == LAYOUTS[dense](torch.empty(shape)).stride()
+
+
+@each_operator
+@each_act
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@each_dense_layout
+def test_every_variant(place, operator, act, variant, layout):
+    inputs = make_norm_inputs((2, 19, 5, 7), place.device, layout=layout, act=act, **variant)
+    run_and_check(operator, inputs)
+
+
+@pytest.mark.parametrize("operator", ["norm_rescale", "norm_sums", "norm_rescale_backward"])
+@pytest.mark.parametrize("x_layout", DENSE)
+@pytest.mark.parametrize("other_layout", ["contiguous", "channels-last", "strided", "expanded"])
+def test_other_map_in_another_layout(place, operator, x_layout, other_layout):
+    inputs = make_norm_inputs((3, 20, 5, 7), place.device, layout=x_layout)
+
+    def laid_out(t):
+        if other_layout == "expanded":
+            return t[:1].expand(t.shape)
+        return LAYOUTS[other_layout](t.contiguous())
+
+    found = run_and_check(
+        operator,
+        inputs._replace(dy=laid_out(inputs.dy), residual=laid_out(inputs.residual)),
+    )
+    for name in set(LIKE_X) & found.keys():
+        assert found[name].stride() == inputs.x.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@each_case
+def test_moments_far_from_zero(place, dtype, shape, layout):
+    """A mean of 1e4 standard deviations. Float32 rounds such data by 1e-3 of one."""
+    x = (torch.randn(shape, dtype=torch.float64) + 1e4).to(dtype).to(place.device)
+    inputs = make_norm_inputs(shape, place.device, dtype, masked=False)
+    run_and_check("moments", inputs._replace(x=LAYOUTS[layout](x)))
+
+
+def test_moments_beside_one_outlier(place):
+    """The first element of each plane is no guess of its mean."""
+    inputs = make_norm_inputs((2, 5, 40, 41), place.device)
+    x = torch.randn(inputs.x.shape, device=place.device) + 1e4
+    x[..., 0, 0] = 0
+    run_and_check("moments", inputs._replace(x=x))
+
+
+@each_case
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "no-residual"])
+def test_bits_of_the_mask(place, shape, layout, residual):
+    """Exactly those of p > 0: p is well away from 0."""
+    keep = torch.rand(shape) < 0.5
+    x = torch.where(keep, 1.0, -1.0) * (0.5 + torch.rand(shape))
+    inputs = make_norm_inputs(shape, place.device, layout=layout, norm=False, residual=residual)
+    x = LAYOUTS[layout](x.to(place.device))
+    inputs = inputs._replace(x=x, residual=x if residual else None)
+    mask = run_and_check("norm_rescale", inputs)["mask"]
+    assert torch.equal(mask, pack(keep.to(place.device), inputs.x))
+
+
+@each_dense_layout
+@pytest.mark.parametrize("act", ["identity", "silu"])
+def test_nan_stays_nan_and_passes(place, layout, act):
+    inputs = make_norm_inputs((2, 11, 5, 7), place.device, layout=layout, act=act)
+    at = torch.rand(inputs.x.shape, device=place.device) < 0.3
+    nan = inputs.x.clone()
+    nan[at] = torch.nan
+    for changed in (inputs._replace(x=nan), inputs._replace(residual=nan)):
+        y, mask = ops.norm_rescale(*OPERATORS["norm_rescale"][0](changed))
+        assert torch.equal(y.isnan(), at)
+        assert unpack(mask, nan)[at].all()
+
+
+@each_dense_layout
+def test_gradient_that_does_not_pass_is_dropped(place, layout):
+    """Even where it is not finite."""
+    inputs = make_norm_inputs((2, 11, 5, 7), place.device, layout=layout, act="silu")
+    keep = unpack(inputs.mask, inputs.x)
+    dropped = inputs._replace(dy=inputs.dy.masked_fill(~keep, torch.inf))
+    for operator in ("norm_sums", "norm_rescale_backward"):
+        arguments = (OPERATORS[operator][0](i) for i in (inputs, dropped))
+        expected, found = (call(operator, a) for a in arguments)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+EMPTY = {
+    "no-samples": (0, 20, 7, 7),
+    "no-channels": (3, 0, 7, 7),
+    "no-positions": (3, 20, 0, 7),
+    "no-samples-no-spatial-dims": (0, 20),
+}
+
+
+@each_act
+@pytest.mark.parametrize("shape", EMPTY.values(), ids=EMPTY)
+def test_empty_maps(place, shape, act):
+    """The mean of no positions is NaN, their sum 0."""
+    inputs = make_norm_inputs(shape, place.device, act=act)
+    found = {}
+    for operator, (arguments, _) in OPERATORS.items():
+        found |= call(operator, arguments(inputs))
+    assert all(found[name].shape == shape for name in LIKE_X)
+    assert all(found[name].shape == shape[:2] for name in ("mean", "m2", "z"))
+    assert found["mask"].shape == inputs.mask.shape
+    assert found["sums"].shape == (2 if act == "identity" else 5, *shape[:2])
+    assert found["mean"].isnan().all() and found["z"].isnan().all()
+    assert not found["m2"].any() and not found["sums"].any()
+
+
+@each_operator
+@each_dtype
+@each_dense_layout
+@pytest.mark.parametrize("offset", [64, 3], ids=["aligned", "unaligned"])
+def test_nothing_around_the_inputs_is_read_or_written(place, operator, dtype, layout, offset):
+    inputs = make_norm_inputs((2, 17, 7, 7), place.device, dtype, layout=layout, act="silu")
+    guarded, buffers = [], []
+    for argument in OPERATORS[operator][0](inputs):
+        if isinstance(argument, torch.Tensor):
+            argument, buffer = guard(argument, offset)
+            buffers.append(buffer)
+        guarded.append(argument)
+    before = [buffer.clone() for buffer in buffers]
+    check(call(operator, guarded), inputs)
+    for buffer, copy in zip(buffers, before):
+        assert torch.equal(buffer.view(torch.uint8), copy.view(torch.uint8))
+
+
+def guard(t: torch.Tensor, offset: int):
+    if t.is_floating_point():
+        return within_nan(t, offset)
+    buffer = t.new_full((t.numel() + 2 * offset,), 255)
+    return buffer[offset:-offset].view(t.shape).copy_(t), buffer
+
+
+@each_operator
+@each_dense_layout
+@pytest.mark.parametrize("shape", [(5, 33, 7, 7), (2, 9, 40, 41)], ids=["7x7", "split"])
+def test_results_repeat_bitwise(place, operator, layout, shape):
+    inputs = make_norm_inputs(shape, place.device, layout=layout, act="silu")
+    arguments = OPERATORS[operator][0](inputs)
+    first = call(operator, arguments)
+    for _ in range(3):
+        for name, result in call(operator, arguments).items():
+            assert torch.equal(result, first[name]), name
+
+
+@each_operator
+@pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
+@pytest.mark.parametrize("device", ["meta", "fake-cuda", "fake-cpu"])
+@pytest.mark.parametrize("namespace", [torch.ops.se_fused, ops], ids=["operator", "as-functional"])
+@pytest.mark.parametrize("variant", [{}, VARIANTS["neither"]], ids=["training", "neither"])
+def test_fake_results_agree_with_real_ones(place, operator, signature, device, namespace, variant):
+    act = "silu" if variant else "identity"
+    inputs = make_norm_inputs(device=place.device, act=act, **signature, **variant)
+    arguments = OPERATORS[operator][0](inputs)
+    kind = device.removeprefix("fake-")
+    with FakeTensorMode() if device != kind else nullcontext():
+        fake = [
+            torch.empty_strided(a.size(), a.stride(), dtype=a.dtype, device=kind)
+            if isinstance(a, torch.Tensor)
+            else a
+            for a in arguments
+        ]
+        found = call(operator, fake, namespace)
+    for name, result in call(operator, arguments).items():
+        assert found[name].device.type == kind
+        expected = (result.shape, result.dtype, result.stride())
+        assert (found[name].shape, found[name].dtype, found[name].stride()) == expected, name
+
+
+@each_operator
+@each_dense_layout
+@pytest.mark.parametrize("variant", ["training", "neither", "no-norm"])
+def test_opcheck(place, operator, layout, variant):
+    inputs = make_norm_inputs((2, 5, 3, 4), place.device, layout=layout, **VARIANTS[variant])
+    # opcheck compares two calls exactly; NaN-filled scratch would be compared as well.
+    torch.use_deterministic_algorithms(False)
+    torch.library.opcheck(
+        getattr(torch.ops.se_fused, operator).default, OPERATORS[operator][0](inputs)
+    )
+
+
+def test_statistics_from_moments_of_samples(place):
+    """Merged over samples as a BatchNorm does, they are those of the batch."""
+    inputs = make_norm_inputs((4, 9, 7, 7), place.device)
+    mean, m2 = ops.moments(inputs.x)
+    center = mean.mean(0)
+    var = (m2.sum(0) + 49 * (mean - center).square().sum(0)) / (4 * 49)
+    x = inputs.x.transpose(0, 1).flatten(1)
+    expected = x.double().var(1, correction=0)
+    assert_no_worse("var", var, expected, error(x.var(1, correction=0), expected))
