@@ -38,7 +38,8 @@ def excitation_gradient(
 
 def squeeze_gradient(dp1, w1) -> Tensor:
     """dz = dp1 w1"""
-    return _transposed_linear(dp1, w1)
+    # Its matmul is cast where a backward pass that was compiled inside autocast runs it.
+    return _transposed_linear(dp1, w1).to(dp1.dtype)
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

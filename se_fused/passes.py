@@ -4,6 +4,8 @@ Letters and formulas as in ``se_fused/backends/__init__.py``: the specification 
 passes, which is what the eager backend runs.
 """
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,12 +61,12 @@ def norm_rescale_backward(
         dx = dx * _like_map(scale, x)
     if slope is not None:
         dx = dx + (x - _like_map(center, x)) * _like_map(slope, x) + _like_map(offset, x)
-    return dx.to(x.dtype), q.contiguous(memory_format=_format(x)) if add else q.new_empty(0)
+    return dx.to(x.dtype), torch.empty_like(x).copy_(q) if add else q.new_empty(0)
 
 
 def mask_size(x: Tensor) -> tuple[int, int]:
     """The shape of the mask of a map: rows in memory order, and the bytes of one."""
-    channels, positions = x.shape[1], x.shape[2:].numel()
+    channels, positions = x.shape[1], prod(x.shape[2:])
     is_channels_last = not x.is_contiguous()
     rows, cols = (positions, channels) if is_channels_last else (channels, positions)
     return x.shape[0] * rows, (cols + 7) // 8
@@ -74,7 +76,7 @@ def pack(passes: Tensor, x: Tensor) -> Tensor:
     """The mask of a boolean map, of x's shape and for x's layout."""
     rows, size = mask_size(x)
     last = passes if x.is_contiguous() else passes.movedim(1, -1)
-    cols = x.shape[2:].numel() if x.is_contiguous() else x.shape[1]
+    cols = prod(x.shape[2:]) if x.is_contiguous() else x.shape[1]
     bits = F.pad(last.reshape(rows, cols).to(torch.uint8), (0, size * 8 - cols))
     return (bits.view(rows, size, 8) << _bit_numbers(x)).sum(2, dtype=torch.uint8)
 
@@ -82,9 +84,9 @@ def pack(passes: Tensor, x: Tensor) -> Tensor:
 def unpack(mask: Tensor, x: Tensor) -> Tensor:
     """The boolean map of a mask, shaped and laid out like x."""
     bits = (mask[:, :, None] >> _bit_numbers(mask)) & 1
-    bits = bits.view(mask.shape[0], -1)
+    bits = bits.view(mask.shape[0], mask.shape[1] * 8)
     if x.is_contiguous():
-        return bits[:, : x.shape[2:].numel()].bool().reshape(x.shape)
+        return bits[:, : prod(x.shape[2:])].bool().reshape(x.shape)
     last = (x.shape[0], *x.shape[2:], x.shape[1])
     return bits[:, : x.shape[1]].bool().reshape(last).movedim(-1, 1)
 
@@ -112,9 +114,3 @@ def _like_map(values: Tensor, x: Tensor) -> Tensor:
 def _flat(x: Tensor) -> Tensor:
     """x as a [N, C, M] view, in either layout; M = 1 where x is [N, C]."""
     return x.unsqueeze(-1).flatten(2)
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    if x.is_contiguous():
-        return torch.contiguous_format
-    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d

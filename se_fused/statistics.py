@@ -22,8 +22,10 @@ def of_batch(planes: Tensor, m2: Tensor, positions: int, group) -> Statistics:
     """
     count = planes.shape[0] * positions
     if count:
-        between, mean = torch.var_mean(planes, 0, correction=0)
-        var = torch.add(between, m2.mean(0), alpha=1 / positions)
+        # From the first, so that means much larger than their differences lose nothing.
+        mean = planes[0] + (planes - planes[0]).mean(0)
+        apart = planes - mean
+        var = torch.addcmul(m2, apart, apart, value=positions).mean(0) / positions
     else:
         mean, var = planes.new_zeros(2, planes.shape[1])
     if group is None:
@@ -34,7 +36,6 @@ def of_batch(planes: Tensor, m2: Tensor, positions: int, group) -> Statistics:
     means, variances = every[:, :-1].unflatten(1, (2, -1)).unbind(1)
     count = every[:, -1].sum()
     share = every[:, -1:] / count
-    # From the first, so that means much larger than their differences lose nothing.
     mean = means[0] + ((means - means[0]) * share).sum(0)
     var = ((variances + (means - mean).square()) * share).sum(0)
     return Statistics(mean, var, count)

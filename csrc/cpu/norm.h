@@ -1,6 +1,7 @@
 // The passes of a block with BatchNorm over the whole map: who takes which tile, in which order.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "map.h"
@@ -34,6 +35,7 @@ inline TileStart tile_start(const Shape& s, const Matrix& m, int64_t row) {
 // came to last, and is still in cache, comes first.
 template <class Body>
 void for_tiles_backwards(const Shape& s, const Matrix& m, const Body& body) {
+  if (s.size() == 0) return;
   const int64_t per = m.rows_per_sample, unit = by_whole_samples(s) ? per : 1;
   parallel(s.samples * per / unit, s.size(), [&](int64_t begin, int64_t end) {
     for (int64_t first = begin * unit, last = end * unit; first < last;) {
@@ -50,6 +52,7 @@ void for_tiles_backwards(const Shape& s, const Matrix& m, const Body& body) {
 template <class A, class Body>
 void sum_terms_of_tiles(const Shape& s, const Matrix& m, int64_t terms, A* out, const Body& body) {
   const int64_t per = m.rows_per_sample, stride = s.samples * s.channels;
+  if (s.size() == 0) return std::fill(out, out + terms * stride, A(0));
   if (!s.channels_last || by_whole_samples(s)) {
     const int64_t unit = by_whole_samples(s) ? per : 1;
     return parallel(s.samples * per / unit, s.size(), [&](int64_t begin, int64_t end) {
@@ -82,51 +85,40 @@ void sum_terms_of_tiles(const Shape& s, const Matrix& m, int64_t terms, A* out, 
       }
 }
 
-// Mean and Σ (x − mean)² of every channel of every sample. Threads share samples or channels, in
-// channels_last positions, whose moments are then merged by Chan's rule.
+// Mean and Σ (x − mean)² of every plane, from sums of differences from a pivot near the mean.
 template <class T>
 void map_moments(const Shape& s, const T* x, acc_t<T>* mean, acc_t<T>* m2) {
   using A = acc_t<T>;
   const NormKernels<T>& k = norm_kernels<T>();
   const Matrix m(s);
-  const int64_t per = m.rows_per_sample;
-  if (!s.channels_last || by_whole_samples(s)) {
-    const auto kernel = s.channels_last ? k.column_moments : k.row_moments;
-    const int64_t unit = s.channels_last ? per : 1;
-    return parallel(s.samples * per / unit, s.size(), [&](int64_t begin, int64_t end) {
-      const int64_t step = s.channels_last ? per : (end - begin) * unit;
-      for (int64_t row = begin * unit; row < end * unit; row += step) {
-        const int64_t at = s.channels_last ? row / per * s.channels : row;
-        kernel(x + row * m.cols, step, m.cols, mean + at, m2 + at);
+  const int64_t planes = s.samples * s.channels;
+  auto pivots = scratch<A>(planes), sums = scratch<A>(2 * planes);
+  if (s.size() == 0) {
+    std::fill(mean, mean + planes, std::numeric_limits<A>::quiet_NaN());
+    return std::fill(m2, m2 + planes, A(0));
+  }
+  if (s.channels_last) {
+    const int64_t beginning = std::min(s.positions, pivot_values);
+    parallel(s.samples, s.size(), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        A* pivot = pivots.get() + n * s.channels;
+        kernels<T>().column_sums(x + n * s.sample_size(), beginning, s.channels, pivot);
+        for (int64_t c = 0; c < s.channels; ++c) pivot[c] /= static_cast<A>(beginning);
       }
     });
   }
-  const int64_t parts = std::min<int64_t>(torch::stable::get_num_threads(), per);
-  const int64_t size = s.samples * parts * s.channels;
-  auto means = scratch<A>(size), m2s = scratch<A>(size);
-  parallel(s.samples * parts, s.size(), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t n = i / parts, part = i % parts;
-      const int64_t first = part * per / parts, last = (part + 1) * per / parts;
-      k.column_moments(
-          x + (n * per + first) * m.cols, last - first, m.cols, means.get() + i * s.channels,
-          m2s.get() + i * s.channels);
-    }
-  });
-  for (int64_t n = 0; n < s.samples; ++n)
-    for (int64_t c = 0; c < s.channels; ++c) {
-      A count = 0, total = 0, squares = 0;
-      for (int64_t part = 0; part < parts; ++part) {
-        const int64_t i = (n * parts + part) * s.channels + c;
-        const A added = static_cast<A>((part + 1) * per / parts - part * per / parts);
-        const A apart = means[i] - total, share = added / (count + added);
-        squares += m2s[i] + apart * apart * count * share;
-        total += apart * share;
-        count += added;
-      }
-      mean[n * s.channels + c] = total;
-      m2[n * s.channels + c] = squares;
-    }
+  const auto kernel = s.channels_last ? k.column_moments : k.row_moments;
+  sum_terms_of_tiles<A>(
+      s, m, 2, sums.get(), [&](const TileStart& start, int64_t rows, A* out, int64_t stride) {
+        kernel(
+            x + start.element, rows, m.cols, pivots.get() + start.sample_channel, out, stride);
+      });
+  const A positions = static_cast<A>(s.positions);
+  for (int64_t i = 0; i < planes; ++i) {
+    const A sum = sums[i], apart = sum / positions;
+    mean[i] = pivots[i] + apart;
+    m2[i] = std::max(sums[planes + i] - sum * apart, A(0));
+  }
 }
 
 }  // namespace se_fused::cpu

@@ -33,56 +33,6 @@ inline void for_folded_rows(int64_t rows, int64_t cols, int64_t fold, Body body)
   }
 }
 
-template <class T>
-void column_moments(const T* x, int64_t rows, int64_t cols, acc_t<T>* mean, acc_t<T>* m2) {
-  using A = acc_t<T>;
-  constexpr int64_t width = lanes<A>;
-  const int64_t fold = rows_to_fold(cols, width), length = fold * cols, whole = rows / fold;
-  const int64_t left = (rows - whole * fold) * cols;  // elements that did not fill a fold
-  for (int64_t first = 0; first < length; first += strip) {
-    const int64_t count = length - first < strip ? length - first : strip;
-    A pivot[strip + width], sum[strip + width], squares[strip + width];
-    A means[strip + width] = {}, m2s[strip + width] = {};
-    for (int64_t row = 0; row < whole;) {
-      const int64_t begin = row, stop = whole - row < run_rows ? whole : row + run_rows;
-      for_vectors<A>(0, count, [&](auto at) {
-        store(pivot + at.i, at(x + row * length + first));
-        store(sum + at.i, Vec<A>{});
-        store(squares + at.i, Vec<A>{});
-      });
-      for (++row; row < stop; ++row) {
-        const T* from = x + row * length + first;
-        for_vectors<A>(0, count, [&](auto at) {
-          const Vec<A> d = at(from) - load(pivot + at.i);
-          store(sum + at.i, load(sum + at.i) + d);
-          store(squares + at.i, load(squares + at.i) + d * d);
-        });
-      }
-      const A before = static_cast<A>(begin), added = static_cast<A>(stop - begin);
-      for (int64_t i = 0; i < count; ++i) {
-        const Moments<A> both = merged(
-            Moments<A>{before, means[i], m2s[i]},
-            moments_about(pivot[i], added, sum[i], squares[i]));
-        means[i] = both.mean;
-        m2s[i] = both.m2;
-      }
-    }
-    for (int64_t c = 0; c < (fold == 1 ? count : cols); ++c) {
-      Moments<A> total{};
-      for (int64_t i = c; i < count; i += cols) {
-        Moments<A> one{static_cast<A>(whole), means[i], m2s[i]};
-        if (i < left) {
-          const A value = load_part(x + whole * length + i, 1)[0];
-          one = merged(one, Moments<A>{A(1), value, A(0)});
-        }
-        total = merged(total, one);
-      }
-      mean[first + c] = total.mean;
-      m2[first + c] = total.m2;
-    }
-  }
-}
-
 // out[k · stride + c] = Σ over rows of the terms k; terms(column, first element of the row, its bytes
 // of the mask, vectors) fills K of them.
 template <int K, class A, class Terms>
@@ -127,6 +77,17 @@ inline void sum_column_terms(
         out[k * stride + first + c] = sum;
       }
   }
+}
+
+template <class T>
+void column_moments(
+    const T* x, int64_t rows, int64_t cols, acc_t<T>* pivots, acc_t<T>* out, int64_t stride) {
+  using A = acc_t<T>;
+  const Repeated<A> pivot(pivots, cols, rows_to_fold(cols, lanes<A>, false));
+  sum_column_terms<2, A>(
+      rows, cols, false, out, stride, [&](auto at, int64_t start, int64_t, Vec<A>* terms) {
+        moment_terms(at(x + start), pivot(at), terms);
+      });
 }
 
 template <class T>

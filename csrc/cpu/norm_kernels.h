@@ -82,7 +82,8 @@ struct NormBackward {
 template <class T>
 struct NormKernels {
   using A = acc_t<T>;
-  using Moments = void (*)(const T* x, int64_t rows, int64_t cols, A* mean, A* m2);
+  using Moments = void (*)(
+      const T* x, int64_t rows, int64_t cols, A* pivots, A* out, int64_t stride);
   using Sums = void (*)(
       const NormSums<T>&, Act, int64_t rows, int64_t cols, A* out, int64_t stride);
   using Rescale =
@@ -90,6 +91,8 @@ struct NormKernels {
   using Backward =
       void (*)(const NormBackward<T>&, Act, int64_t rows, int64_t cols, bool past_caches);
 
+  // out = Σ (x − pivot), Σ (x − pivot)²; the row kernel chooses its rows' pivots, the column kernel
+  // is given its columns'.
   Moments row_moments, column_moments;
   Sums row_squeeze, column_squeeze;  // out = Σ act(u); dy is null
   Sums row_sums, column_sums;        // 2 sums for identity, else 5
@@ -99,6 +102,9 @@ struct NormKernels {
 
 template <class T>
 const NormKernels<T>& norm_kernels();
+
+// Values of a plane whose mean is its pivot: near the plane's own mean, so that little cancels.
+constexpr int64_t pivot_values = 256;
 
 inline int64_t sums_of(Act act) { return act == Act::identity ? 2 : 5; }
 

@@ -124,7 +124,7 @@ Tensor norm_sums(
     const NormSums<T> whole{
         read<T>(dy, s.size()), read<T>(x), read_mask(mask, s, m), norm.arrays};
     const int64_t sizes[] = {sums_of(act), s.samples, s.channels};
-    const int64_t strides[] = {s.samples * s.channels, s.channels, 1};
+    const int64_t strides[] = {std::max<int64_t>(s.samples, 1) * s.channels, s.channels, 1};
     Tensor sums = empty_beside(x, sizes, strides, 3, dtype_of<A>);
     sum_terms_of_tiles<A>(
         s, m, sums_of(act), write<A>(sums),

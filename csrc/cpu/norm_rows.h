@@ -1,8 +1,8 @@
 // The passes of a block with BatchNorm in contiguous layout: a row is a channel's plane.
 // Included by norm_kernel_set.h only, inside its target region and namespace.
 
-// Longest run summed about one pivot, or in plain partial sums.
-constexpr int64_t moment_run = 1 << 10, sum_run_length = 1 << 12;
+// Longest run added up in plain partial sums.
+constexpr int64_t sum_run_length = 1 << 10;
 
 inline int64_t mask_bytes(int64_t cols) { return (cols + 7) / 8; }
 
@@ -24,29 +24,6 @@ inline void place(T* out, PartAt at, Vec<acc_t<T>> v) {
   store_part(out + at.i, v, at.count);
 }
 
-template <class T>
-void row_moments(const T* x, int64_t rows, int64_t cols, acc_t<T>* mean, acc_t<T>* m2) {
-  using A = acc_t<T>;
-  for (int64_t row = 0; row < rows; ++row, x += cols) {
-    Moments<A> total{};
-    for (int64_t start = 0; start < cols; start += moment_run) {
-      const int64_t end = cols - start < moment_run ? cols : start + moment_run;
-      const A first = load_part(x + start, 1)[0];
-      const Vec<A> pivot = broadcast(first);
-      Vec<A> sum{}, squares{};
-      for_vectors<A>(start, end, [&](auto at) {
-        const Vec<A> d = only_read(at, at(x) - pivot);
-        sum += d;
-        squares += d * d;
-      });
-      const A count = static_cast<A>(end - start);
-      total = merged(total, moments_about(first, count, sum_lanes(sum), sum_lanes(squares)));
-    }
-    mean[row] = total.mean;
-    m2[row] = total.m2;
-  }
-}
-
 // out[k · stride + row] = Σ over the row of the terms k; terms(row)(place, vectors) fills K of them.
 template <int K, class A, class Terms>
 inline void sum_row_terms(int64_t rows, int64_t cols, A* out, int64_t stride, Terms terms) {
@@ -65,6 +42,21 @@ inline void sum_row_terms(int64_t rows, int64_t cols, A* out, int64_t stride, Te
     }
     for (int k = 0; k < K; ++k) out[k * stride + row] = sum_lanes(total[k]);
   }
+}
+
+// The pivot of a row is the mean of its beginning, which is read again from cache.
+template <class T>
+void row_moments(
+    const T* x, int64_t rows, int64_t cols, acc_t<T>* pivots, acc_t<T>* out, int64_t stride) {
+  using A = acc_t<T>;
+  const int64_t beginning = cols < pivot_values ? cols : pivot_values;
+  sum_row_terms<2, A>(rows, cols, out, stride, [&](int64_t row) {
+    const auto read = [p = x + row * cols](auto at) { return at(p); };
+    pivots[row] = sum_lanes(sum_run<T>(0, beginning, read)) / static_cast<A>(beginning);
+    return [read, pivot = broadcast(pivots[row])](auto at, Vec<A>* terms) {
+      moment_terms(read(at), pivot, terms);
+    };
+  });
 }
 
 template <class T>

@@ -55,25 +55,9 @@ inline void sum_terms(Vec<A> q, Vec<A> x, Vec<A> center, Vec<A> scale, Vec<A> sh
 template <Act act>
 constexpr int terms_of = act == Act::identity ? 2 : 5;
 
-// Mean and Σ (x − mean)² of `count` values.
-template <class A>
-struct Moments {
-  A count, mean, m2;
-};
-
-// From sums over `count` values of x − pivot and (x − pivot)².
-template <class A>
-inline Moments<A> moments_about(A pivot, A count, A sum, A squares) {
-  const A m2 = squares - sum * sum / count;
-  return {count, pivot + sum / count, m2 < 0 ? A(0) : m2};
-}
-
-// Chan's rule
-template <class A>
-inline Moments<A> merged(Moments<A> a, Moments<A> b) {
-  const A count = a.count + b.count;
-  if (a.count == 0) return b;
-  if (b.count == 0) return a;
-  const A apart = b.mean - a.mean, share = b.count / count;
-  return {count, a.mean + apart * share, a.m2 + b.m2 + apart * apart * a.count * share};
+// [d, d²] with d = x − pivot
+template <class V>
+inline void moment_terms(V x, V pivot, V* terms) {
+  terms[0] = x - pivot;
+  terms[1] = terms[0] * terms[0];
 }
