@@ -27,7 +27,7 @@ bench-full: ROWS := --full
 bench bench-full: PYTEST := $(BIN)/python -m pytest -q --benchmark-quiet
 bench bench-full: .venv/ready
 	mkdir -p out
-	$(BIN)/python benchmarks/malloc.py $(PYTEST) benchmarks/test_block.py $(ROWS) \
+	$(BIN)/python benchmarks/malloc.py $(PYTEST) benchmarks/test_block.py benchmarks/test_block_tail.py $(ROWS) \
 	  --benchmark-json=out/block.json
 	$(PYTEST) benchmarks/test_network.py $(ROWS) --benchmark-json=out/network.json
 	file=$$($(BIN)/python benchmarks/collect.py out/block.json out/network.json) && \

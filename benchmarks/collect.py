@@ -1,8 +1,9 @@
 """From the JSON of pytest-benchmark to ``benchmarks/results/<device>.json``.
 
     pytest benchmarks/test_block.py --benchmark-json=out/block.json
+    pytest benchmarks/test_block_tail.py --benchmark-json=out/tail.json
     pytest benchmarks/test_network.py --benchmark-json=out/network.json
-    python benchmarks/collect.py out/block.json out/network.json
+    python benchmarks/collect.py out/block.json out/tail.json out/network.json
 
 All files are of one device and one commit. Prints the path of what it writes.
 """
@@ -33,15 +34,19 @@ def collect(paths) -> dict:
 
 
 def section_of(row: dict) -> str | None:
-    """Which of the two benchmarks an ``extra_info`` is of."""
+    """Which of the benchmarks an ``extra_info`` is of."""
     if "contender" in row:
         return "block"
+    if "tail" in row:
+        return "tail"
     return "network" if "images_per_second" in row else None
 
 
 def identity(row: dict) -> tuple:
     if section_of(row) == "block":
         return (*Case.of(row), row["direction"], row["contender"])
+    if section_of(row) == "tail":
+        return row["tail"], *Case.of(row)
     return row["network"], row["batch"], row["size"], row["layout"], row["dtype"], row["backend"]
 
 
@@ -61,7 +66,8 @@ def _load(path) -> dict:
     for benchmark in found["benchmarks"]:
         if section_of(benchmark["extra_info"]) is None:
             raise RequestError(
-                f"{path}: {benchmark['name']} is neither of test_block.py nor of test_network.py"
+                f"{path}: {benchmark['name']} is neither of test_block.py nor of "
+                "test_block_tail.py nor of test_network.py"
             )
     return found
 

@@ -15,15 +15,17 @@ def compare(results: dict[str, dict]) -> str:
     letters = dict(zip(results, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     legend = []
     for path, result in results.items():
-        section = "block" if result["block"] else "network"
+        section = next((name for name in results_file.SECTIONS if result[name]), "block")
         legend.append(f"- {letters[path]}: `{path}`. {stands(result, section)}")
     parts = ["\n".join(legend)]
     same_kind = len({result["device"]["kind"] for result in results.values()}) == 1
     blocks = [_blocks(result["block"], same_kind) for result in results.values()]
     networks = [_networks(result["network"], same_kind) for result in results.values()]
+    tails = [_tails(result["tail"], same_kind) for result in results.values()]
     names = list(letters.values())
     for title, columns, found in (
         ("One block, FusedSE's median microseconds", _BLOCK, blocks),
+        ("The end of a block fused, forward + backward, median microseconds", _TAIL, tails),
         ("Training step of the swapped network, median microseconds per image", _NETWORK, networks),
     ):
         shared = [key for key in found[0] if all(key in of for of in found[1:])]
@@ -47,6 +49,7 @@ def apart(one: dict, other: dict) -> bool:
 
 
 _BLOCK = ["network, map, hidden", "dtype, layout", "pass", "speed-up over"]
+_TAIL = ["end of the block", "network, map, hidden", "dtype, layout", "speed-up over"]
 _NETWORK = ["network, image", "layout", "dtype", "speed-up over"]
 
 
@@ -76,6 +79,16 @@ def _networks(rows, with_backend) -> dict[tuple, _Measured]:
         key = (f"{row['network']} {row['size']}²", layout, row["dtype"], "untouched")
         ratio = row["ms"]["eager"]["median"] / row["ms"]["fused"]["median"]
         found[key] = _Measured(row["ms"]["fused"], row["batch"], ratio)
+    return found
+
+
+def _tails(rows, with_backend) -> dict[tuple, _Measured]:
+    found = {}
+    for row in _preferred(rows, with_backend):
+        case, ms = Case.of(row), row["ms"]
+        block = f"{case.dtype}, {case.layout}" + (f", {case.backend}" if with_backend else "")
+        speedup = ms["eager"]["median"] / ms["fused"]["median"]
+        found[row["tail"], case.map, block, "eager"] = _Measured(ms["fused"], 1, speedup)
     return found
 
 
@@ -122,7 +135,7 @@ def _one_contender(keys) -> list[tuple]:
 
 
 def _summary(result) -> str:
-    counts = [f"{len(result[section])} {section} rows" for section in results_file.SECTIONS]
-    rows = result["block"] + result["network"]
+    counts = [f"{len(result[name])} {name} rows" for name in results_file.SECTIONS if result[name]]
+    rows = [row for section in results_file.SECTIONS for row in result[section]]
     networks = ", ".join(dict.fromkeys(row["network"] for row in rows))
-    return f"{' and '.join(counts)} of {networks or 'no network'}"
+    return f"{' and '.join(counts) or 'no rows'} of {networks or 'no network'}"

@@ -90,13 +90,13 @@ def copy_weights(target: nn.Module, source: nn.Module):
             ours.copy_(theirs.view(ours.shape))
 
 
-def verify(block: nn.Module, exact_block: nn.Module, x: Tensor, dy: Tensor):
+def verify(block: nn.Module, exact_block: nn.Module, x: Tensor, dy: Tensor, *residual: Tensor):
     """Result and all gradients against another block in float64: no time of a wrong result."""
     exact_block = exact_block.to(x.device).double()
     copy_weights(exact_block, block)
-    exact_x = x.detach().double().requires_grad_()
-    exact = gradients(exact_block, exact_x, dy.double())
-    for found, wanted in zip(gradients(block, x, dy), exact, strict=True):
+    exact_inputs = [t.detach().double().requires_grad_() for t in (x, *residual)]
+    exact = gradients(exact_block, dy.double(), *exact_inputs)
+    for found, wanted in zip(gradients(block, dy, x, *residual), exact, strict=True):
         wanted = wanted.view(found.shape)
         error = (found.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30)
         # A sum over samples in x's dtype is one of many roundings, as eager's is.
@@ -106,6 +106,6 @@ def verify(block: nn.Module, exact_block: nn.Module, x: Tensor, dy: Tensor):
             raise AssertionError(f"{type(block).__name__} {shape} {x.dtype}: error {error:.1e}")
 
 
-def gradients(block: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
-    y = block(x)
-    return [y.detach(), *torch.autograd.grad(y, [x, *block.parameters()], dy)]
+def gradients(block: nn.Module, dy: Tensor, *inputs: Tensor) -> list[Tensor]:
+    y = block(*inputs)
+    return [y.detach(), *torch.autograd.grad(y, [*inputs, *block.parameters()], dy)]

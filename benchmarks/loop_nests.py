@@ -68,6 +68,6 @@ def _kinds(body: str, token) -> tuple[str, ...]:
     # transpose_mxn<…>(from, its stride, to, its stride)
     if "transpose_mxn<" in before and not before.endswith(">("):
         return ("written",)
-    if after.startswith("[") or before.endswith(("loadu(", ">(")):
+    if after.startswith("[") or before.endswith(("loadu(", "::from(", ">(")):
         return ("read",)
     raise AssertionError(f"unknown access: {before}{token['pointer']}{after}")

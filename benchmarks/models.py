@@ -7,6 +7,7 @@ from errors import RequestError
 from torch import nn
 
 from se_fused import FusedSE, replace_se
+from se_fused.surgery import Report, fuse
 
 DEFAULT = "se_resnet20"
 
@@ -14,10 +15,10 @@ DEFAULT = "se_resnet20"
 class SqueezeExcite(nn.Module):
     """The SE block in plain PyTorch, as in timm's ``SEModule``."""
 
-    def __init__(self, channels, rd_channels):
+    def __init__(self, channels, rd_channels, act_layer=nn.ReLU):
         super().__init__()
         self.fc1 = nn.Conv2d(channels, rd_channels, 1)
-        self.act = nn.ReLU(inplace=True)
+        self.act = act_layer(inplace=True)
         self.fc2 = nn.Conv2d(rd_channels, channels, 1)
         self.gate = nn.Sigmoid()
 
@@ -91,18 +92,31 @@ def eager_and_fused(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
 
 
 def copies(name: str, num_classes: int) -> dict[str, nn.Module]:
-    """The network as it is, swapped, and without SE: with the identity in place of each block."""
+    """The network as it is, swapped, with the blocks around SE fused as well, and without SE: with
+    the identity in place of each SE block."""
     eager, fused = eager_and_fused(name, num_classes)
-    without = copy.deepcopy(fused)
+    blocks, without = copy.deepcopy(fused), copy.deepcopy(fused)
+    fuse(blocks)
     for block in se_names(without):
         parent, _, child = block.rpartition(".")
         setattr(without.get_submodule(parent), child, nn.Identity())
-    return {"eager": eager, "fused": fused, "without SE": without}
+    return {"eager": eager, "fused": fused, "fused blocks": blocks, "without SE": without}
 
 
 def se_names(fused: nn.Module) -> list[str]:
     """Where the SE blocks are, in the fused network and in the eager one."""
     return [name for name, module in fused.named_modules() if isinstance(module, FusedSE)]
+
+
+def around_se(names: list[str], report: Report) -> list[str]:
+    """Instead of each SE block, the block around it where ``fuse`` has fused that."""
+    fused = [entry.name for entry in report.replaced]
+
+    def runs(name):
+        inside = [block for block in fused if name.startswith(f"{block}.")]
+        return max(inside, key=len, default=name)
+
+    return list(dict.fromkeys(map(runs, names)))
 
 
 def _from_library(name, num_classes):

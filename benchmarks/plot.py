@@ -28,7 +28,8 @@ def draw(result: dict, path):
     _loss_by_step(axes["steps"], axes["difference"], result)
     _loss_by_time(axes["time"], result)
     _bars(axes["training"], result, "images_per_second", "Training\nimages/s", "speed_ratio")
-    _bars(axes["blocks"], result, "se_ms_per_step", "SE blocks\nms per step", "se_time_ratio")
+    timed = "Blocks around SE" if settings["fuse"] else "SE blocks"
+    _bars(axes["blocks"], result, "se_ms_per_step", f"{timed}\nms per step", "se_time_ratio")
     figure.savefig(path, dpi=120)
     print(f"Plot: {path}")
 

@@ -59,10 +59,13 @@ def write_readme(text: str, name: str):
 
 def show(result: dict, readme: bool, plots: Path | None):
     import tables  # the scripts that import this one have tables of their own
+    import tail_table
 
     made = {}
     if result["block"]:
         made["bench table"] = tables.block
+    if result["tail"]:
+        made["tail table"] = tail_table.table
     if result["network"]:
         made["network bench table"] = tables.network
     print("\n\n".join(table(result) for table in made.values()))

@@ -1,8 +1,11 @@
 """The files ``benchmarks/results/<device>.json``, which `collect.py` writes and `report.py` reads.
 
     {"device": {"name", "kind": "cpu" or "cuda", "threads", "torch", "triton", "se_fused", …},
-     "malloc": {"block": …, "network": …}, "commit": …, "dirty": …, "date": …,
-     "block": [a row of test_block.py, …], "network": [a row of test_network.py, …]}
+     "malloc": {"block": …, "network": …, "tail": …}, "commit": …, "dirty": …, "date": …,
+     "block": [a row of test_block.py, …], "network": [a row of test_network.py, …],
+     "tail": [a row of test_block_tail.py, …]}
+
+The tail is younger than the others: a file without it has none.
 """
 
 import json
@@ -12,16 +15,26 @@ from typing import NamedTuple
 from contenders import COMPILED, EAGER
 from errors import RequestError
 
-SECTIONS = ("block", "network")
+SECTIONS = ("block", "network", "tail")
 DIRECTIONS = ("forward", "forward+backward")
 CONTENDERS = (*EAGER, *COMPILED)
-KEYS = ("device", "malloc", "commit", "dirty", "date", *SECTIONS)
+KEYS = ("device", "malloc", "commit", "dirty", "date", "block", "network")
 # What test_network.py calls its copies, and what the tables do.
 COPIES = {
     "eager": "untouched",
     "compiled": "compiled",
     "fused": "swapped",
     "fused, compiled": "swapped, compiled",
+    "fused blocks": "fused",
+    "fused blocks, compiled": "fused, compiled",
+}
+# What test_block_tail.py has beside the fused one, and what the tables call it.
+BESIDE_TAIL = {
+    "eager": "eager",
+    "swapped": "FusedSE alone",
+    "compiled": "compiled",
+    "without SE": "eager, without SE",
+    "without SE, compiled": "compiled, without SE",
 }
 
 
@@ -90,7 +103,7 @@ def load(path) -> dict:
     missing = [key for key in KEYS if key not in found]
     if missing:
         raise RequestError(f"{path}: no {', '.join(missing)}; not written by benchmarks/collect.py")
-    return found
+    return {"tail": []} | found
 
 
 def dumps(result: dict) -> str:

@@ -1,4 +1,4 @@
-"""Time inside the SE blocks: each block alone, on maps as the network gives it."""
+"""Time inside the SE blocks, or the blocks fused around them: each alone, on the network's maps."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class BlockTime(NamedTuple):
 
 
 def se_block_times(eager, fused, names, batch, compiled) -> list[BlockTime]:
-    """Forward + backward of each SE block of two runs, eager and fused taking turns.
+    """Forward + backward of each of these blocks of two runs, eager and fused taking turns.
 
     Not measured inside the training steps, so that these are timed without hooks. On a GPU it is
     the time on the device, launches excluded; elsewhere the wall time.
@@ -39,7 +39,7 @@ def se_block_times(eager, fused, names, batch, compiled) -> list[BlockTime]:
 
 
 def _se_inputs(run, names, batch):
-    """What enters each SE block for this batch: its real shape, dtype and layout."""
+    """What enters each block for this batch: its real shape, dtype and layout."""
     inputs = {}
 
     def keep(name):
@@ -62,12 +62,13 @@ def _se_inputs(run, names, batch):
 
 def _forward_backward(run, block, x, compiled):
     block.train()
+    x = x.clone().requires_grad_()
+    wanted = [x, *block.parameters()]
+    with torch.no_grad(), run.autocast():
+        dy = torch.randn_like(block(x))
     if compiled:
         torch._dynamo.reset()  # else the blocks before count towards the limit of recompilations
         block = torch.compile(block, dynamic=False)
-    x = x.clone().requires_grad_()
-    wanted = [x, *block.parameters()]
-    dy = torch.randn_like(x)
 
     def step():
         with run.autocast():

@@ -66,11 +66,12 @@ def table(result: dict) -> str:
     wrong = 1 - statistics.mean([eager["test_accuracy"], fused["test_accuracy"]])
     deviation = 100 * math.sqrt(2 * wrong * (1 - wrong) / result["test_images"])
     slowest, fastest = result["speed_ratio_range"]
+    timed = "blocks around SE" if result["settings"]["fuse"] else "SE blocks"
     rows = [
         ("", "eager", "fused", "fused against eager"),
         _row("training, images/s", eager, fused, "images_per_second", "{:.1f}")
         + (f"{result['speed_ratio']:.2f}× the speed ({slowest:.2f} to {fastest:.2f})",),
-        _row("inside the SE blocks, ms/step", eager, fused, "se_ms_per_step", "{:.2f}")
+        _row(f"inside the {timed}, ms/step", eager, fused, "se_ms_per_step", "{:.2f}")
         + (f"{result['se_time_ratio']:.2f}× the speed",),
         _row("peak memory of a step, MiB", eager, fused, "peak_memory_bytes", "{:.1f}", 2**-20)
         + (f"{fused['peak_memory_bytes'] / eager['peak_memory_bytes']:.2f}× the memory",),

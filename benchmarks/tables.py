@@ -110,30 +110,40 @@ def network(result: dict, folded: bool = False) -> str:
     rows = result["network"]
     kinds = [kind for kind in COPIES if any(kind in row["ms"] for row in rows)]
     taxed = [kind for kind in kinds if any(without_se(kind) in row["ms"] for row in rows)]
+    ours = [kind for kind in ("fused", "fused blocks") if kind in kinds]
     several = len(results_file.backends(rows)) > 1
     lines = []
     for row in rows:
         ms = {kind: found["median"] for kind, found in row["ms"].items()}
         backend = f", {row['backend']}" if several else ""
         cells = [f"{row['network']}, {row['batch']} × {row['size']}²", f"{row['layout']}{backend}"]
-        cells += [_cell(row["images_per_second"].get(kind), number) for kind in kinds]
-        cells.append(f"{ms['eager'] / ms['fused']:.2f}")
+        cells += [cell(row["images_per_second"].get(kind), number) for kind in kinds]
+        cells += [cell(ms["eager"] / ms[kind] if kind in ms else None, "{:.2f}".format)
+                  for kind in ours]
         cells.append(_each([se_tax(row, kind) for kind in taxed], "{:.2f}".format))
         cells.append(_each([_mebibytes(row, kind) for kind in kinds], number))
         lines.append(cells)
     named = " / ".join
     head = [
         "network, batch", "layout", *(f"images/s, {COPIES[kind]}" for kind in kinds),
-        "swapped over untouched", f"SE tax: {named(COPIES[kind] for kind in taxed)}",
+        *(f"{COPIES[kind]} over untouched" for kind in ours),
+        f"SE tax: {named(COPIES[kind] for kind in taxed)}",
         f"peak MiB: {named(COPIES[kind] for kind in kinds)}",
     ]
-    speedups = [row["ms"]["eager"]["median"] / row["ms"]["fused"]["median"] for row in rows]
+    means = []
+    for kind in ours:
+        speedups = [
+            row["ms"]["eager"]["median"] / row["ms"][kind]["median"]
+            for row in rows if kind in row["ms"]
+        ]
+        name = f"{COPIES[kind]} " if len(ours) > 1 else ""
+        means.append(f"{name}{statistics.geometric_mean(speedups):.2f}")
     return "\n\n".join([
         f"{stands(result, 'network')} Training step, fp32: forward, loss, backward. SE tax: its "
         "time over that of the network without its SE blocks, which is compiled for a compiled "
         "one. Peak: what a step allocates.",
         markdown(head, lines),
-        f"Geometric mean of the speed-ups: {statistics.geometric_mean(speedups):.2f}.",
+        f"Geometric mean of the speed-ups: {', '.join(means)}.",
     ])
 
 
@@ -165,7 +175,7 @@ def _ratio(contenders, name) -> str:
 def _three(rows, who) -> str:
     def median(what):
         times = [row[f"{who}_{what}"]["median"] for row in rows if f"{who}_{what}" in row]
-        return _cell(1e3 * statistics.median(times) if times else None, number)
+        return cell(1e3 * statistics.median(times) if times else None, number)
 
     return " / ".join(map(median, ("ms", "graph_ms", "launch_ms")))
 
@@ -176,10 +186,10 @@ def _mebibytes(row, kind) -> float | None:
 
 
 def _each(values, form) -> str:
-    return " / ".join(_cell(value, form) for value in values)
+    return " / ".join(cell(value, form) for value in values)
 
 
-def _cell(value, form) -> str:
+def cell(value, form) -> str:
     return NONE if value is None else form(value)
 
 

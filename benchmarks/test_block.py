@@ -15,13 +15,12 @@ import contenders
 import maps
 import pytest
 import torch
+from inputs import DTYPES, LAYOUTS, Inputs
 from timing import copy_bandwidth, graphed, launch_milliseconds, milliseconds, quartiles
 
 from se_fused import backend
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DIRECTIONS = ("forward", "forward+backward")
-LAYOUTS = ("contiguous", "channels_last")
 # Passes over the map, counted: see `traffic.py`. Compiled blocks fuse differently from map to map.
 PASSES = {
     "forward": {"eager": 3, "fused": 3},
@@ -94,37 +93,3 @@ def measure(benchmark, calls, device) -> dict:
                 [launch_milliseconds(call, device) for _ in range(20)]
             )
     return found
-
-
-class Inputs:
-    """x and dy; on a GPU as many of them in turn as it takes to pass its L2 cache."""
-
-    def __init__(self, map, dtype, layout, device):
-        self.map_bytes = math.prod(map.shape) * dtype.itemsize
-        copies = 1
-        if device.type == "cuda":
-            l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-            copies = 1 + math.ceil(2 * l2_bytes / self.map_bytes)
-        format = torch.contiguous_format
-        if layout == "channels_last":
-            format = {4: torch.channels_last, 5: torch.channels_last_3d}[len(map.shape)]
-
-        def make():
-            return torch.randn(map.shape, device=device).to(dtype).contiguous(memory_format=format)
-
-        self.pairs = [(make().requires_grad_(), make()) for _ in range(copies)]
-        self.first = self.pairs[0]
-
-    def caller(self, block, direction):
-        turns = itertools.cycle(self.pairs)
-        wanted = list(block.parameters())
-
-        def forward():
-            with torch.no_grad():
-                block(next(turns)[0])
-
-        def forward_backward():
-            x, dy = next(turns)
-            torch.autograd.grad(block(x), [x, *wanted], dy)
-
-        return forward if direction == "forward" else forward_backward

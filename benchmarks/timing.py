@@ -35,6 +35,25 @@ def in_turn(
     return times
 
 
+def beside(benchmark, calls: dict, name: str, seconds, device) -> dict[str, list[float]]:
+    """pytest-benchmark times one of the callables; before each of its rounds the others have their
+    turns. Milliseconds of all."""
+    times = {other: [] for other in calls}
+
+    def turn(which):
+        times[which].append(milliseconds(calls[which], device))
+
+    def others():
+        for other in calls:
+            if other != name:
+                turn(other)
+
+    estimate = sum(milliseconds(call, device) for call in calls.values()) / 1e3
+    rounds = min(max(int(seconds / estimate), 5), 100)
+    benchmark.pedantic(turn, args=(name,), setup=others, rounds=rounds, warmup_rounds=1)
+    return {which: found[1:] for which, found in times.items()}
+
+
 def milliseconds(call, device=CPU, in_a_row=1) -> float:
     """One turn: wall time on a CPU, on a GPU the time on the device, launches excluded."""
     if device.type != "cuda":

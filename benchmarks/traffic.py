@@ -1,9 +1,10 @@
 """Passes over the feature map and launches of one SE block: plain PyTorch, compiled, and FusedSE.
 
-    python benchmarks/traffic.py            the table, a minute, no GPU needed
-    python benchmarks/traffic.py --readme   and write it into README.md, with the bound it gives
+    python benchmarks/traffic.py            the tables, five minutes, no GPU needed
+    python benchmarks/traffic.py --readme   and write them into README.md, with the bounds they give
 
-How each is counted: counting.py. The bound: bounds.py. Nothing here is a measured time.
+And of the end of a block with SE in it: tail_traffic.py. How each is counted: counting.py. The
+bounds: bounds.py. Nothing here is a measured time.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from functools import partial
 
 import bounds
 import counting
+import tail_traffic
 import torch
 from counting import COMPILED, DIRECTIONS, LAYOUTS
 from maps import REDUCTION
@@ -39,7 +41,8 @@ def collect() -> dict:
     for label, block in COMPILED.items():
         found += rows(label, partial(counting.count_compiled, block), SIZES + REAL_SIZES)
     found += rows(bounds.FUSED, counting.count_fused, SIZES)
-    return {"torch": torch.__version__, "triton": triton.__version__, "rows": found}
+    versions = {"torch": torch.__version__, "triton": triton.__version__}
+    return {**versions, "rows": found, "tails": tail_traffic.collect()}
 
 
 def table(result) -> str:
@@ -107,6 +110,14 @@ def beside(rows) -> str:
     return ", ".join(f"{share:.2f} at {name}" for name, share in largest.items())
 
 
+TABLES = {
+    "pass table": table,
+    "bound table": bounds.table,
+    "tail pass table": tail_traffic.table,
+    "tail bound table": bounds.tail_table,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -118,10 +129,10 @@ def main():
         os.execv(sys.executable, [sys.executable, *sys.argv])
     result = collect()
     write_json(result, "traffic.json")
-    print(table(result), bounds.table(result), sep="\n\n")
-    if args.readme:
-        write_readme(table(result), "pass table")
-        write_readme(bounds.table(result), "bound table")
+    for name, make in TABLES.items():
+        print(make(result), end="\n\n")
+        if args.readme:
+            write_readme(make(result), name)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from se_time import se_block_times
 from summary import summarise, table, write_json
 
 import se_fused.ops
+from se_fused.surgery import fuse
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,6 +50,7 @@ def parse_args(argv=None):
     add("--amp", choices=list(AMP_DTYPES), help="autocast to this dtype")
     add("--channels-last", action="store_true")
     add("--compile", action="store_true", help="torch.compile both networks")
+    add("--fuse", action="store_true", help="fuse the blocks around SE too, in the fused network")
     add("--epochs", type=positive, default=8, help="default: %(default)s")
     add("--steps", type=positive, help="at most this many steps per epoch")
     add("--batch-size", type=positive, default=32, help="per process (default: %(default)s)")
@@ -71,17 +73,22 @@ def main():
     test_batches = data.test_batches(images, args.batch_size, rank, world_size)
     steps = min(len(batches), args.steps or len(batches))
     networks = models.eager_and_fused(args.model, images.num_classes)
+    names = models.se_names(networks[1])
+    if args.fuse:
+        report = fuse(networks[1])
+        names = models.around_se(names, report)
+        if rank == 0:
+            print(report)
     runs = [
         Run(name, network, device, args, args.epochs * steps)
         for name, network in zip(("eager", "fused"), networks)
     ]
-    names = models.se_names(networks[1])
     example = next(iter(batches))
     check_forward(runs[0], example, args)
     if rank == 0:
         print(
-            f"{args.model} with {len(names)} SE blocks, {args.data}: {len(images.train)} training "
-            f"and {len(images.test)} test images, {device}, "
+            f"{args.model} with {len(models.se_names(networks[1]))} SE blocks, {args.data}: "
+            f"{len(images.train)} training and {len(images.test)} test images, {device}, "
             f"backend {se_fused.ops.backend_for(device)}"
         )
 

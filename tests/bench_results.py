@@ -40,12 +40,25 @@ def network_row(ms, **changes):
     return row
 
 
-def result(block=(), network=(), device=DEVICE):
+def tail_row(ms, **changes):
+    """The end of a block as test_block_tail.py times it, {side: median milliseconds}."""
+    row = {
+        "tail": "BN + SE + add + ReLU", "network": "seresnet50", "shape": [2, 3, 4, 5], "hidden": 2,
+        "dtype": "fp32", "layout": "contiguous", "backend": "cpp", "threads": 2, **changes,
+    }
+    row["ms"] = {side: quartiles(time) for side, time in ms.items()}
+    return row
+
+
+def result(block=(), network=(), device=DEVICE, tail=()):
     return {
         "device": dict(device),
-        "malloc": {"block": "keeps freed memory", "network": "default"},
+        "malloc": {
+            "block": "keeps freed memory", "network": "default", "tail": "keeps freed memory"
+        },
         "commit": "25166a53a9cc656f6d9c76e25ebbcb362b61c2b8", "dirty": False,
         "date": "2026-01-02T03:04:05+00:00", "block": list(block), "network": list(network),
+        "tail": list(tail),
     }
 
 

@@ -1,5 +1,6 @@
 """The benchmarks: committed tables and maps are true, and no wrong result is timed."""
 
+import copy
 import functools
 import json
 import re
@@ -17,13 +18,20 @@ import bounds  # noqa: E402
 import contenders  # noqa: E402
 import maps  # noqa: E402
 import tables  # noqa: E402
+import tail_table  # noqa: E402
+import tail_traffic  # noqa: E402
+import test_block_tail  # noqa: E402
 import timing  # noqa: E402
 import traffic  # noqa: E402
+from inputs import DTYPES, Inputs  # noqa: E402
 
 TABLES = {
     "block table": (block.table, "cpu.json"),
     "pass table": (traffic.table, "traffic.json"),
     "bound table": (bounds.table, "traffic.json"),
+    "tail pass table": (tail_traffic.table, "traffic.json"),
+    "tail bound table": (bounds.tail_table, "traffic.json"),
+    "tail table": (tail_table.table, "cpu-amd-epyc.json"),
     "bench table": (functools.partial(tables.block, folded=True), "cpu-amd-epyc.json"),
     "network bench table": (functools.partial(tables.network, folded=True), "cpu-amd-epyc.json"),
 }
@@ -82,6 +90,48 @@ def test_wrong_result_is_not_timed():
         block_.register_forward_hook(lambda module, args, y, wrong=wrong: wrong(y))
         with pytest.raises(AssertionError, match=r"FunctionalSE \(2, 16, 5, 5\) .*: error"):
             contenders.verify(block_, exact, x, dy)
+
+
+TAILS = {f"{tail.name}-{dtype}": (tail, dtype) for tail in test_block_tail.MAPS
+         for dtype in ("fp32", "bf16")}
+
+
+def small_tail(tail, dtype):
+    torch.manual_seed(0)
+    map = maps.Map("none", (4, 16, 9, 9), 4, tail.act or "relu", "sigmoid", 1)
+    inputs = Inputs(map, DTYPES[dtype], "contiguous", torch.device("cpu"), tail.add)
+    return test_block_tail.contenders(tail, map, DTYPES[dtype], "cpu"), *inputs.first
+
+
+@pytest.mark.parametrize("tail, dtype", TAILS.values(), ids=TAILS)
+def test_sides_of_the_end_of_a_block_are_verified(tail, dtype):
+    blocks, x, dy, *residual = small_tail(tail, dtype)
+    assert list(blocks) == ["eager", "without SE", "swapped", "fused"]
+    for name, block_ in blocks.items():
+        exact = copy.deepcopy(blocks["without SE" if name == "without SE" else "eager"])
+        decided = test_block_tail.without_close_calls(exact, x, dy, *residual)
+        contenders.verify(block_, exact, x, decided, *residual)
+
+
+def test_wrong_end_of_a_block_is_not_timed():
+    blocks, x, dy, residual = small_tail(test_block_tail.RESIDUAL, "fp32")
+    dy = test_block_tail.without_close_calls(blocks["eager"], x, dy, residual)
+    assert 0 < dy.count_nonzero() <= dy.numel()
+    exact = copy.deepcopy(blocks["eager"])
+    blocks["fused"].register_forward_hook(lambda module, args, y: y + 1e-3)
+    for wrong in (blocks["fused"], blocks["without SE"]):
+        with pytest.raises((AssertionError, ValueError)):
+            contenders.verify(wrong, exact, x, dy, residual)
+
+
+def test_gradients_are_not_compared_where_rounding_decides_the_relu():
+    blocks, x, dy, residual = small_tail(test_block_tail.RESIDUAL, "fp32")
+    exact = copy.deepcopy(blocks["eager"]).double()
+    with torch.no_grad():
+        branch = exact.se(exact.bn(x.double())).float()
+        residual[0] = -branch[0]
+    found = test_block_tail.without_close_calls(blocks["eager"], x, dy, residual)
+    assert found[0].count_nonzero() == 0 and torch.equal(found[1:], dy[1:])
 
 
 def test_callables_take_turns():

@@ -10,7 +10,7 @@ from pathlib import Path
 import bench_results
 import pytest
 import torch
-from bench_results import DEVICE, GPU, block_row, network_row, of_pytest
+from bench_results import DEVICE, GPU, block_row, network_row, of_pytest, tail_row
 
 from se_fused import ops
 
@@ -54,18 +54,35 @@ def test_main_writes_the_rows_of_all_files(write, tmp_path, monkeypatch, capsys)
     files = [
         write("block.json", of_pytest([block], malloc="keeps freed memory")),
         write("network.json", of_pytest([network_row({"eager": 20.0, "fused": 10.0})])),
+        write("tail.json", of_pytest([tail_row({"eager": 2.0, "fused": 1.0})])),
     ]
     collect.main(files)
     path = tmp_path / "benchmarks" / "results" / "cpu-amd-epyc.json"
     assert capsys.readouterr().out == f"{path}\n"
     found = results_file.load(path)
     assert found["device"] == DEVICE
-    assert found["malloc"] == {"block": "keeps freed memory", "network": "default"}
+    assert found["malloc"] == {
+        "block": "keeps freed memory", "network": "default", "tail": "default"
+    }
     assert (found["commit"], found["dirty"]) == ("25166a53a9", False)
     assert found["date"] == "2026-01-02T03:04:05+00:00"
     assert found["block"][0]["fused_ms"]["median"] == 0.123457
     assert found["block"][0]["shape"] == [2, 3, 4, 5]
     assert found["network"][0]["images_per_second"] == {"eager": 1600.0, "fused": 3200.0}
+    assert found["tail"][0]["ms"]["eager"]["median"] == 2.0
+
+
+def test_file_of_before_the_tails_has_none(write):
+    result = bench_results.result(bench_results.two_maps())
+    del result["tail"]
+    assert results_file.load(write("old.json", result))["tail"] == []
+
+
+def test_ends_of_blocks_that_differ_are_two_rows(write):
+    rows = [tail_row({"fused": 1.0}), tail_row({"fused": 1.0}, tail="BN + SiLU + SE")]
+    assert len(collect.collect([write("both.json", of_pytest(rows))])["tail"]) == 2
+    with pytest.raises(RequestError, match="test_1 is in .*twice.json too"):
+        collect.collect([write("twice.json", of_pytest(rows[:1] * 2))])
 
 
 def test_a_row_is_a_line_of_the_file():
@@ -106,27 +123,47 @@ def test_maps_that_differ_in_hidden_width_are_two_rows(write):
     assert len(collect.collect([write("both.json", of_pytest(rows))])["block"]) == 2
 
 
-@pytest.mark.skipif(
+needs_extension = pytest.mark.skipif(
     ops.why_not("cpp", torch.device("cpu")) is not None,
     reason="without the extension no backend is measured on a CPU; the tests above cover the rest",
 )
-def test_a_measured_row_says_what_measured_it(tmp_path):
-    file = tmp_path / "block.json"
+
+
+def measured(file, script, selected):
+    """What collect.py makes of one row, measured with the malloc that keeps freed memory."""
     python = [sys.executable]
     command = [
         *python, "benchmarks/malloc.py", *python, "-m", "pytest", "-q", "-p", "no:cacheprovider",
         "--bench-device", "cpu", "--benchmark-quiet", f"--benchmark-json={file}",
-        "benchmarks/test_block.py",
-        "-k", "cpp and mobilenetv3 and bf16-contiguous-functional and not backward",
+        f"benchmarks/{script}", "-k", selected,
     ]
     # Undisturbed by a compiler: what is timed does not matter here.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    result = collect.collect([file])
+    return collect.collect([file])
+
+
+@needs_extension
+def test_a_measured_row_says_what_measured_it(tmp_path):
+    result = measured(
+        tmp_path / "block.json", "test_block.py",
+        "cpp and mobilenetv3 and bf16-contiguous-functional and not backward",
+    )
     assert result["device"] == {**devices.facts(torch.device("cpu")), "threads": 1}
     is_glibc = platform.libc_ver()[0] == "glibc"
     assert result["malloc"] == {"block": "keeps freed memory" if is_glibc else "default"}
     (row,) = result["block"]
     assert (row["shape"], row["dtype"], row["backend"]) == ([32, 960, 7, 7], "bf16", "cpp")
     assert 0 < row["fused_ms"]["q1"] <= row["fused_ms"]["median"] <= row["fused_ms"]["q3"]
+
+
+@needs_extension
+def test_a_measured_end_of_a_block_has_all_sides(tmp_path):
+    result = measured(
+        tmp_path / "tail.json", "test_block_tail.py", "cpp and 2048 and fp32-contiguous"
+    )
+    (row,) = result["tail"]
+    assert (row["tail"], row["shape"]) == ("BN + SE + add + ReLU", [32, 2048, 7, 7])
+    assert list(row["ms"]) == ["eager", "without SE", "swapped", "fused"]
+    assert all(0 < of["q1"] <= of["median"] <= of["q3"] for of in row["ms"].values())

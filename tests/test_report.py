@@ -7,7 +7,7 @@ from pathlib import Path
 
 import bench_results
 import pytest
-from bench_results import GPU, block_row, network_row, quartiles, two_maps
+from bench_results import GPU, block_row, network_row, quartiles, tail_row, two_maps
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -15,6 +15,7 @@ import comparison  # noqa: E402
 import report  # noqa: E402
 import results_file  # noqa: E402
 import tables  # noqa: E402
+import tail_table  # noqa: E402
 from errors import RequestError  # noqa: E402
 
 NETWORK = {"eager": 20.0, "fused": 16.0, "without SE": 10.0}
@@ -89,6 +90,50 @@ def test_network_has_speeds_taxes_and_memory():
          "3.20 / 1.60 / 1.60", "3.00 / 3.00 / 3.00"],
     ]
     assert table.endswith("Geometric mean of the speed-ups: 1.58.")  # √(1.25 × 2)
+
+
+def test_fused_blocks_have_columns_of_their_own():
+    rows = [network_row({**NETWORK, "fused blocks": 10.0, "without SE": 12.5})]
+    table = tables.network(bench_results.result(network=rows))
+    assert cells(table) == [
+        ["network, batch", "layout", "images/s, untouched", "images/s, swapped", "images/s, fused",
+         "swapped over untouched", "fused over untouched", "SE tax: untouched / swapped / fused",
+         "peak MiB: untouched / swapped / fused"],
+        ["se_resnet20, 32 × 32²", "contiguous", "1600", "2000", "3200", "1.25", "2.00",
+         "1.60 / 1.28 / 0.80", "3.00 / 3.00 / 3.00"],
+    ]
+    assert table.endswith("Geometric mean of the speed-ups: swapped 1.25, fused 2.00.")
+
+
+TAIL = {"eager": 8.0, "without SE": 3.0, "swapped": 4.0, "fused": 2.0}
+
+
+def test_end_of_a_block_is_over_the_fused_one():
+    rows = [tail_row(TAIL), tail_row({**TAIL, "eager": 4.0, "compiled": 6.0}, dtype="bf16"),
+            tail_row(TAIL, tail="BN + SiLU + SE")]
+    table = tail_table.table(bench_results.result(tail=rows))
+    residual, mbconv = table.split("BN + SiLU + SE:")
+    assert cells(residual) == [
+        ["network, map, hidden", "dtype, layout", "eager", "FusedSE alone", "compiled",
+         "eager, without SE", "fused, ms"],
+        ["seresnet50 2×3×4×5, 2", "fp32, contiguous", "4.00", "2.00", "–", "1.50", "2.00"],
+        ["seresnet50 2×3×4×5, 2", "bf16, contiguous", "2.00", "2.00", "3.00", "1.50", "2.00"],
+        ["geometric mean (lowest)", "", "2.83 (2.00)", "2.00 (2.00)", "3.00 (3.00)", "1.50 (1.50)",
+         ""],
+    ]
+    assert len(cells(mbconv)) == 3 and "compiled" not in mbconv
+    assert "a malloc that keeps freed memory" in residual
+
+
+def test_ends_of_blocks_are_compared():
+    results = {
+        "a": bench_results.result(tail=[tail_row(TAIL)]),
+        "b": bench_results.result(tail=[tail_row({**TAIL, "fused": 1.0})]),
+    }
+    assert cells(comparison.compare(results))[1] == [
+        "BN + SE + add + ReLU", "seresnet50 2×3×4×5, 2", "fp32, contiguous, cpp", "eager", "2000",
+        "1000", "2.00*", "4.00", "8.00",
+    ]
 
 
 def test_tables_say_where_they_stand():
@@ -168,7 +213,7 @@ def test_files_without_common_rows_are_refused():
         "a.json": bench_results.result(two_maps()),
         "b.json": bench_results.result(network=[network_row(NETWORK)]),
     }
-    message = r"no common rows: a.json has 4 block rows and 0 network rows of seresnet50; b.json"
+    message = r"no common rows: a.json has 4 block rows of seresnet50; b.json has 1 network rows of"
     with pytest.raises(RequestError, match=message):
         comparison.compare(results)
 
@@ -226,4 +271,6 @@ def test_committed_results_are_readable():
     for path in folder.glob("*.json"):
         if "device" in json.loads(path.read_text()):
             result = results_file.load(path)
-            assert tables.block(result) if result["block"] else tables.network(result)
+            for section, table in (("block", tables.block), ("tail", tail_table.table),
+                                   ("network", tables.network)):
+                assert not result[section] or table(result)

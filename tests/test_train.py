@@ -80,6 +80,30 @@ def test_default_network_on_digits(tmp_path):
 
 
 @needs("sklearn")
+def test_fused_blocks(tmp_path):
+    stdout, result = result_of(tmp_path, "--fuse")
+    assert_sound(result, steps=2)
+    assert "9 SE modules fused, 0 left" in stdout
+    assert "inside the blocks around SE" in stdout
+    assert [block["name"] for block in result["se_blocks"]] == [f"blocks.{i}" for i in range(9)]
+
+
+@needs("sklearn")
+@pytest.mark.parametrize("processes", [1, 2], ids=["one-process", "two-processes"])
+def test_fused_blocks_compiled_under_autocast(tmp_path, processes):
+    stdout, result = result_of(
+        tmp_path, "--fuse", "--compile", "--amp", "bf16", "--channels-last",
+        launcher=TORCHRUN if processes == 2 else (sys.executable,),
+    )
+    assert stdout.count("9 SE modules fused, 0 left") == 1
+    assert result["processes"] == processes
+    for run in result["runs"].values():
+        assert all(map(math.isfinite, run["losses"]))
+    eps = torch.finfo(AMP_DTYPES["bf16"]).eps
+    assert result["first_loss_difference"] < eps * result["runs"]["eager"]["losses"][0]
+
+
+@needs("sklearn")
 @needs("timm")
 def test_timm_model_autocast_channels_last(tmp_path):
     _, result = result_of(
