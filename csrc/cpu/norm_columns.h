@@ -160,7 +160,8 @@ void column_norm_rescale(
       uint8_t* mask = moved(p.mask, bytes);
       for_vectors<A>(0, columns, [&](auto at) {
         const Vec<A> u = (at(x) - center(at)) * scale(at) + shift(at);
-        Vec<A> v = activated<decltype(act)::value, A>(u) * g(at);
+        Vec<A> v = activated<decltype(act)::value, A>(u);
+        if (decltype(act)::value != Act::identity) v *= g(at);
         if (residual) v += at(residual);
         if (mask) {
           const uint32_t bits = passing(only_read(at, v));
@@ -194,14 +195,17 @@ void column_norm_backward(
         Vec<A> q = at(dy);
         if (mask) q = keep(load_bits<A>(mask, at), q);
         if (dr) place<decltype(past)::value>(dr, at, q);
-        Vec<A> result = (q * g(at) + share(at)) * scale(at);
+        Vec<A> result = q * g(at) + share(at);
         if (known != Act::identity || statistics) {
           const Vec<A> d = at(x) - center(at);
           if constexpr (known != Act::identity) {
             const Activated<A> v = activate<known, A>(d * scale(at) + shift(at));
             result = result * v.slope;
           }
-          if (statistics) result += d * slope(at) + offset(at);
+          if (statistics) {
+            result += d * slope(at);
+            if (known != Act::identity) result += offset(at);
+          }
         }
         place<decltype(past)::value>(dx, at, result);
       });

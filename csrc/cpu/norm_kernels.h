@@ -25,8 +25,13 @@ struct Normalization {
   Normalization at(const TileStart& t) const {
     return {center + t.channel, scale + t.channel, shift + t.channel};
   }
+  // With scale and shift [N, C].
+  Normalization at_sample(const TileStart& t) const {
+    return {center + t.channel, scale + t.sample_channel, shift + t.sample_channel};
+  }
 };
 
+// y = v · g + residual. Without g (identity) it is in scale and shift, which then are [N, C].
 template <class T>
 struct NormRescale {
   using A = acc_t<T>;
@@ -37,8 +42,12 @@ struct NormRescale {
   uint8_t* mask;  // null: no ReLU
 
   NormRescale at(const TileStart& t) const {
-    return {x + t.element,        moved(residual, t.element), norm.at(t),
-            g + t.sample_channel, y + t.element,              moved(mask, t.mask_byte)};
+    return {x + t.element,
+            moved(residual, t.element),
+            g == nullptr ? norm.at_sample(t) : norm.at(t),
+            moved(g, t.sample_channel),
+            y + t.element,
+            moved(mask, t.mask_byte)};
   }
 };
 
@@ -55,6 +64,8 @@ struct NormSums {
   }
 };
 
+// dx = (q · g + share) · v' + (x − center) · slope + offset, where the scale is in g and share, and
+// for identity the offset in share.
 template <class T>
 struct NormBackward {
   using A = acc_t<T>;

@@ -28,6 +28,16 @@ class Norm {
   std::vector<A> none_;
 };
 
+// a [N, C] · b [C] + c [C] (null: nothing)
+template <class A>
+std::unique_ptr<A[]> scaled(const Shape& s, const A* a, const A* b, const A* c) {
+  auto out = scratch<A>(s.samples * s.channels);
+  for (int64_t n = 0; n < s.samples; ++n)
+    for (int64_t i = 0; i < s.channels; ++i)
+      out[n * s.channels + i] = a[n * s.channels + i] * b[i] + (c ? c[i] : A(0));
+  return out;
+}
+
 template <class T>
 const T* read_optional(const OptionalTensor& t, int64_t count) {
   return t ? read<T>(*t, count) : nullptr;
@@ -98,9 +108,16 @@ std::tuple<Tensor, Tensor> norm_rescale(
       const int64_t strides[] = {m.mask_bytes, 1};
       mask = empty_beside(x, sizes, strides, 2, ScalarType::Byte);
     }
-    const NormRescale<T> whole{
+    NormRescale<T> whole{
         read<T>(x), read_optional<T>(residual, s.size()), norm.arrays,
         read<A>(g, s.samples * s.channels), write<T>(y), relu ? write<uint8_t>(mask) : nullptr};
+    std::unique_ptr<A[]> gated_scale, gated_shift;
+    if (static_cast<Act>(act) == Act::identity) {
+      gated_scale = scaled<A>(s, whole.g, whole.norm.scale, nullptr);
+      gated_shift = scaled<A>(s, whole.g, whole.norm.shift, nullptr);
+      whole.norm = {whole.norm.center, gated_scale.get(), gated_shift.get()};
+      whole.g = nullptr;
+    }
     const bool past = past_caches((residual ? 3 : 2) * s.bytes<T>());
     for_tiles_backwards(s, m, [&](const TileStart& start, int64_t rows) {
       kernel(whole.at(start), static_cast<Act>(act), rows, m.cols, past);
@@ -148,11 +165,15 @@ std::tuple<Tensor, Tensor> norm_rescale_backward(
     const NormKernels<T>& k = norm_kernels<T>();
     const auto kernel = s.channels_last ? k.column_backward : k.row_backward;
     Tensor dx = map_like<T>(x), dr = add ? map_like<T>(x) : nothing(x, dtype_of<T>);
+    const A *slopes = read_optional<A>(slope, s.channels);
+    const A *offsets = read_optional<A>(offset, s.channels), *scales = norm.arrays.scale;
+    const bool is_identity = static_cast<Act>(act) == Act::identity;
+    const auto gates = scaled<A>(s, read<A>(g, s.samples * s.channels), scales, nullptr);
+    const auto shares = scaled<A>(
+        s, read<A>(share, s.samples * s.channels), scales, is_identity ? offsets : nullptr);
     const NormBackward<T> whole{
-        read<T>(dy, s.size()), read<T>(x), read_mask(mask, s, m), norm.arrays,
-        read<A>(g, s.samples * s.channels), read<A>(share, s.samples * s.channels),
-        read_optional<A>(slope, s.channels), read_optional<A>(offset, s.channels), write<T>(dx),
-        add ? write<T>(dr) : nullptr};
+        read<T>(dy, s.size()), read<T>(x), read_mask(mask, s, m), norm.arrays, gates.get(),
+        shares.get(), slopes, offsets, write<T>(dx), add ? write<T>(dr) : nullptr};
     const bool past = past_caches((add ? 4 : 3) * s.bytes<T>());
     for_tiles_backwards(s, m, [&](const TileStart& start, int64_t rows) {
       kernel(whole.at(start), static_cast<Act>(act), rows, m.cols, past);

@@ -100,16 +100,15 @@ void row_norm_rescale(
   with_norm_act(act, [&](auto act) {
     constexpr Act known = decltype(act)::value;
     write_rows(p.y, rows, cols, past_caches, [&](int64_t row, auto past) {
-      constexpr bool folded = known == Act::identity;  // the gate, into the scale and the shift
-      const auto center = broadcast(p.norm.center[row]), g = broadcast(p.g[row]);
-      const auto scale = broadcast(p.norm.scale[row] * (folded ? p.g[row] : A(1)));
-      const auto shift = broadcast(p.norm.shift[row] * (folded ? p.g[row] : A(1)));
+      const auto center = broadcast(p.norm.center[row]), scale = broadcast(p.norm.scale[row]);
+      const auto shift = broadcast(p.norm.shift[row]);
+      const auto g = broadcast(known == Act::identity ? A(1) : p.g[row]);
       const T *x = p.x + row * cols, *residual = moved(p.residual, row * cols);
       T* y = p.y + row * cols;
       uint8_t* mask = moved(p.mask, row * mask_bytes(cols));
       for_vectors<A>(0, cols, [=](auto at) {
         Vec<A> v = activated<known, A>((at(x) - center) * scale + shift);
-        if (!folded) v *= g;
+        if (known != Act::identity) v *= g;
         if (residual) v += at(residual);
         if (mask) {
           const uint32_t bits = passing(only_read(at, v));
@@ -130,13 +129,13 @@ void row_norm_backward(
   with_norm_act(act, [&](auto act) {
     constexpr Act known = decltype(act)::value;
     write_rows(p.dx, rows, cols, past, [&](int64_t row, auto past) {
-      const A factor = p.norm.scale[row];
-      const auto center = broadcast(p.norm.center[row]), scale = broadcast(factor);
+      const auto center = broadcast(p.norm.center[row]), scale = broadcast(p.norm.scale[row]);
       const auto shift = broadcast(p.norm.shift[row]);
-      const auto g = broadcast(p.g[row] * factor), share = broadcast(p.share[row] * factor);
+      const auto g = broadcast(p.g[row]), share = broadcast(p.share[row]);
       const bool statistics = p.slope != nullptr;
       const auto slope = broadcast(statistics ? p.slope[row] : A(0));
-      const auto offset = broadcast(statistics ? p.offset[row] : A(0));
+      const auto offset =
+          broadcast(statistics && known != Act::identity ? p.offset[row] : A(0));
       const T *dy = p.dy + row * cols, *x = p.x + row * cols;
       T *dx = p.dx + row * cols, *dr = moved(p.dr, row * cols);
       const uint8_t* mask = moved(p.mask, row * mask_bytes(cols));
