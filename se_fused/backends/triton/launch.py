@@ -103,7 +103,8 @@ def tuned(kernel, module):
     if not _AUTOTUNED:
         return kernel
     configs = [triton.Config({}, num_warps=warps) for warps in module.WARPS]
-    return triton.autotune(configs, list(module.TUNING_KEY), pre_hook=_reset_counter)(kernel)
+    key = [name for name in module.TUNING_KEY if name in kernel.arg_names]
+    return triton.autotune(configs, key, pre_hook=_reset_counter)(kernel)
 
 
 def _reset_counter(arguments: dict, reset_only: bool = False):
