@@ -4,6 +4,7 @@ import pytest
 import torch
 from reference import check
 from shapes import DENSE, LARGE, SHAPES, make_inputs
+from test_backends import python
 from test_ops import OPERATORS, call
 
 from se_fused import plan
@@ -46,3 +47,10 @@ def test_values(triton_place, monkeypatch, case, forced, layout, dtype):
     inputs = make_inputs(shape, hidden, triton_place.device, dtype, layout=layout)
     for operator, (arguments, _) in OPERATORS.items():
         check(call(operator, arguments(inputs)), inputs)
+
+
+def test_kernels_are_defined_with_their_autotuners():
+    """As on a GPU; the interpreter tunes nothing."""
+    code = "from se_fused.backends.triton import launch, launch_norm; print(launch._AUTOTUNED)"
+    run = python(code, TRITON_INTERPRET="0", SE_FUSED_AUTOTUNE="1")
+    assert run.stdout.split() == ["True"], run.stderr
