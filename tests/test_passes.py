@@ -83,10 +83,10 @@ def test_values_in_every_shape(place, operator, shape, layout):
 
 @each_operator
 @each_case
-def test_values_in_every_shape_bf16_silu(place, operator, shape, layout):
+def test_values_in_every_shape_bf16_silu(native_place, operator, shape, layout):
     run_and_check(
         operator,
-        make_norm_inputs(shape, place.device, torch.bfloat16, layout=layout, act="silu"),
+        make_norm_inputs(shape, native_place.device, torch.bfloat16, layout=layout, act="silu"),
     )
 
 
