@@ -88,9 +88,10 @@ class _NormMap(FeatureMap):
     """A feature map with up to seven values a channel, which must weigh little beside a tile and
     leave room for it in registers; and with rows of bits: planes of one position are planes."""
 
-    limits = {"tile_bytes": plan.TILE_BYTES // 2, "max_channels": 64}
-
     def __init__(self, x: Tensor):
+        # Values in float64 take two registers each.
+        parts = 4 if x.dtype == torch.float64 else 2
+        self.limits = {"tile_bytes": plan.TILE_BYTES // parts, "max_channels": 64}
         super().__init__(x)
         if self.spatial == 1:
             self.tile |= {"LAYOUT": "flat", "PLANE": 1}
