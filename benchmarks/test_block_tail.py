@@ -102,5 +102,5 @@ def without_close_calls(block, x: Tensor, dy: Tensor, *residual: Tensor) -> Tens
     exact, (r,) = copy.deepcopy(block).double(), residual
     with torch.no_grad():
         branch = exact.se(exact.act(exact.bn(x.double())))
-        margin = 8 * torch.finfo(x.dtype).eps * (branch.abs() + r.abs() + 1)
+        margin = 64 * torch.finfo(x.dtype).eps * (branch.abs() + r.abs() + 1)
         return dy.masked_fill((branch + r).abs() <= margin, 0)
