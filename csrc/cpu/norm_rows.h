@@ -1,8 +1,8 @@
 // The passes of a block with BatchNorm in contiguous layout: a row is a channel's plane.
 // Included by norm_kernel_set.h only, inside its target region and namespace.
 
-// Longest run added up in plain partial sums.
-constexpr int64_t sum_run_length = 1 << 10;
+// Vectors added up in one partial sum.
+constexpr int64_t vectors_in_run = 64;
 
 inline int64_t mask_bytes(int64_t cols) { return (cols + 7) / 8; }
 
@@ -27,17 +27,17 @@ inline void place(T* out, PartAt at, Vec<acc_t<T>> v) {
 // out[k · stride + row] = Σ over the row of the terms k; terms(row)(place, vectors) fills K of them.
 template <int K, class A, class Terms>
 inline void sum_row_terms(int64_t rows, int64_t cols, A* out, int64_t stride, Terms terms) {
+  constexpr int64_t run = vectors_in_run * lanes<A>;
   for (int64_t row = 0; row < rows; ++row) {
     const auto term = terms(row);
     Vec<A> total[K] = {};
-    for (int64_t start = 0; start < cols; start += sum_run_length) {
+    for (int64_t start = 0; start < cols; start += run) {
       Vec<A> sum[K] = {};
-      for_vectors<A>(start, cols - start < sum_run_length ? cols : start + sum_run_length,
-                     [&](auto at) {
-                       Vec<A> values[K];
-                       term(at, values);
-                       for (int k = 0; k < K; ++k) sum[k] += only_read(at, values[k]);
-                     });
+      for_vectors<A>(start, cols - start < run ? cols : start + run, [&](auto at) {
+        Vec<A> values[K];
+        term(at, values);
+        for (int k = 0; k < K; ++k) sum[k] += only_read(at, values[k]);
+      });
       for (int k = 0; k < K; ++k) total[k] += sum[k];
     }
     for (int k = 0; k < K; ++k) out[k * stride + row] = sum_lanes(total[k]);
