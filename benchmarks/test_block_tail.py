@@ -53,11 +53,14 @@ def test_tail(benchmark, device, fused_backend, request, tail, map, dtype, layou
     if request.config.getoption("--full"):
         blocks |= compiled(blocks)
     x, dy, *residual = inputs.first
+    # PyTorch's BatchNorm adds up a batch in channels_last in float32; the fused one may not.
+    added = x.numel() // x.shape[1]
+    limits = dict.fromkeys(blocks, 4 * added**0.5 * torch.finfo(torch.float32).eps) | {"fused": 0}
     with backend(fused_backend):
         for name, block in blocks.items():
             exact = copy.deepcopy(blocks["without SE" if "without SE" in name else "eager"])
             decided = without_close_calls(exact, x, dy, *residual)
-            verify(block, exact, x, decided, *residual)
+            verify(block, exact, x, decided, *residual, limit=limits[name])
         calls = {name: inputs.caller(block, "forward+backward") for name, block in blocks.items()}
         times = beside(benchmark, calls, "fused", SECONDS, device)
     benchmark.extra_info.update(

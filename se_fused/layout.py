@@ -27,3 +27,13 @@ def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     """What maps of this dtype are summed in, and gates computed in."""
     # Not promote_types, which torch.export would keep in its graph.
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def flat(x: Tensor) -> Tensor:
+    """x as a [N, C, M] view, in either layout; M = 1 where x is [N, C]."""
+    return x.unsqueeze(-1).flatten(2)
+
+
+def like_map(values: Tensor, x: Tensor) -> Tensor:
+    """[C] or [N, C] as [C, 1, …] or [N, C, 1, …], to broadcast against x."""
+    return values.reshape(values.shape + (1,) * (x.dim() - 2))

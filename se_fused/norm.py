@@ -10,14 +10,15 @@ from se_fused.activations import NORM_ACTS, POST_ACTS, function_name, make_modul
 from se_fused.layout import acc_dtype
 from se_fused.module import FusedSE, has_hooks, parameters_of, traced
 
-# The normalisations known, and the dims of the maps that they take.
-_NORMS = {
+# The normalisations known, with the dims of the maps that they take; and timm's, which has its
+# activation inside.
+BATCH_NORMS = {
     nn.BatchNorm1d: (2, 3),
     nn.BatchNorm2d: (4,),
     nn.BatchNorm3d: (5,),
     nn.SyncBatchNorm: (2, 3, 4, 5),
-    ("timm.layers.norm_act", "BatchNormAct2d"): (4,),
 }
+NORM_ACT = ("timm.layers.norm_act", "BatchNormAct2d")
 
 
 class FusedBatchNormSE(nn.Module):
@@ -133,25 +134,21 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
     )
 
 
-def unfusable(bn, act, se, post_act=None) -> str | None:
-    """Why modules would never run fused; None if nothing about them speaks against it."""
-    if _dims_of(bn) is None:
-        return f"{type(bn).__name__} is not a BatchNorm that se_fused knows"
-    if _name(act) not in NORM_ACTS:
-        return f"the activation {_described(act)} before SE is not one of {', '.join(NORM_ACTS)}"
-    if _name(post_act) not in POST_ACTS:
-        return f"the activation {_described(post_act)} after SE is not relu"
-    if not isinstance(se, FusedSE):
-        return f"{type(se).__name__} is not a FusedSE"
-    if not se.takes_a_plain_map or se._fused_names(*se._layers()) is None:
-        return "SE does not run as one operator"
-    if any(has_hooks(module) for module in (bn, act, se, post_act)):
-        return "a module has hooks"
-    return None
+def may_fuse(bn, act, se, post_act=None) -> bool:
+    """Whether nothing about the modules speaks against it."""
+    return (
+        _dims_of(bn) is not None
+        and _name(act) in NORM_ACTS
+        and _name(post_act) in POST_ACTS
+        and isinstance(se, FusedSE)
+        and se.takes_a_plain_map
+        and se._fused_names(*se._layers()) is not None
+        and not any([has_hooks(module) for module in (bn, act, se, post_act)])
+    )
 
 
 def _is_fused(bn, act, se, x, residual, post_act) -> bool:
-    if not isinstance(x, Tensor) or unfusable(bn, act, se, post_act) is not None:
+    if not isinstance(x, Tensor) or not may_fuse(bn, act, se, post_act):
         return False
     if x.dim() not in _dims_of(bn):
         return False
@@ -169,7 +166,7 @@ def _is_fused(bn, act, se, x, residual, post_act) -> bool:
 
 def _one_by_one(bn, act, se, x, residual, post_act):
     x = bn(x)
-    has_own_act = type(bn) not in _NORMS and act is getattr(bn, "act", None)
+    has_own_act = type(bn) not in BATCH_NORMS and act is getattr(bn, "act", None)
     if act is not None and not has_own_act:
         x = act(x)
     y = se(x)
@@ -180,20 +177,13 @@ def _one_by_one(bn, act, se, x, residual, post_act):
 
 def _dims_of(bn) -> tuple[int, ...] | None:
     cls = type(bn)
-    dims = _NORMS.get(cls)
-    if dims is None:
-        dims = _NORMS.get((cls.__module__, cls.__qualname__))
-        if dims and type(bn.drop) is not nn.Identity:
-            return None
-    return dims
+    if (cls.__module__, cls.__qualname__) == NORM_ACT and type(bn.drop) is nn.Identity:
+        return BATCH_NORMS[nn.BatchNorm2d]
+    return BATCH_NORMS.get(cls)
 
 
 def _name(act) -> str | None:
     return "identity" if act is None else function_name(act)
-
-
-def _described(act) -> str:
-    return type(act).__name__ if isinstance(act, nn.Module) else getattr(act, "__name__", repr(act))
 
 
 def _count_batch(bn, is_tracking: bool) -> float:

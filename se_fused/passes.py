@@ -11,23 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from se_fused.activations import FUNCTIONS, act_derivative
-from se_fused.layout import acc_dtype
+from se_fused.layout import acc_dtype, flat, like_map
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    wide = _flat(x).to(acc_dtype(x.dtype))
+    wide = flat(x).to(acc_dtype(x.dtype))
     mean = wide.mean(2)
     return mean, (wide - mean[:, :, None]).square().sum(2)
 
 
 def norm_squeeze(x, center, scale, shift, act: str) -> Tensor:
-    return _flat(FUNCTIONS[act](_normalized(x, center, scale, shift))).mean(2)
+    return flat(FUNCTIONS[act](_normalized(x, center, scale, shift))).mean(2)
 
 
 def norm_rescale(
     x, residual, center, scale, shift, g, act: str, relu: bool
 ) -> tuple[Tensor, Tensor]:
-    p = FUNCTIONS[act](_normalized(x, center, scale, shift)) * _like_map(g, x)
+    p = FUNCTIONS[act](_normalized(x, center, scale, shift)) * like_map(g, x)
     if residual is not None:
         p = p + residual
     if not relu:
@@ -38,7 +38,7 @@ def norm_rescale(
 def norm_sums(dy, x, mask, center, scale, shift, act: str) -> Tensor:
     u = _normalized(x, center, scale, shift)
     q = _passed(dy, mask).to(u.dtype)
-    centered = x.to(u.dtype) if center is None else x - _like_map(center, x)
+    centered = x.to(u.dtype) if center is None else x - like_map(center, x)
     if act == "identity":
         terms = (q, q * centered)
     else:
@@ -46,7 +46,7 @@ def norm_sums(dy, x, mask, center, scale, shift, act: str) -> Tensor:
         terms = (
             q * slope, q * slope * centered, q * FUNCTIONS[act](u), slope, slope * centered
         )  # fmt: skip
-    return torch.stack([_flat(term).sum(2) for term in terms])
+    return torch.stack([flat(term).sum(2) for term in terms])
 
 
 def norm_rescale_backward(
@@ -54,13 +54,13 @@ def norm_rescale_backward(
 ) -> tuple[Tensor, Tensor]:
     u = _normalized(x, center, scale, shift)
     q = _passed(dy, mask)
-    dx = q * _like_map(g, x) + _like_map(share, x)
+    dx = q * like_map(g, x) + like_map(share, x)
     if act != "identity":
         dx = dx * act_derivative(act, u)
     if scale is not None:
-        dx = dx * _like_map(scale, x)
+        dx = dx * like_map(scale, x)
     if slope is not None:
-        dx = dx + (x - _like_map(center, x)) * _like_map(slope, x) + _like_map(offset, x)
+        dx = dx + (x - like_map(center, x)) * like_map(slope, x) + like_map(offset, x)
     return dx.to(x.dtype), torch.empty_like(x).copy_(q) if add else q.new_empty(0)
 
 
@@ -103,14 +103,4 @@ def _normalized(x: Tensor, center, scale, shift) -> Tensor:
     wide = x.to(acc_dtype(x.dtype))
     if center is None:
         return wide
-    return (wide - _like_map(center, x)) * _like_map(scale, x) + _like_map(shift, x)
-
-
-def _like_map(values: Tensor, x: Tensor) -> Tensor:
-    """[C] or [N, C], to broadcast against x."""
-    return values.reshape(values.shape + (1,) * (x.dim() - 2))
-
-
-def _flat(x: Tensor) -> Tensor:
-    """x as a [N, C, M] view, in either layout; M = 1 where x is [N, C]."""
-    return x.unsqueeze(-1).flatten(2)
+    return (wide - like_map(center, x)) * like_map(scale, x) + like_map(shift, x)

@@ -187,7 +187,6 @@ def _forward(x, residual, weight, bias, w1, b1, w2, b2, planes, center, var, opt
             distance = (ops.squeeze(x) if planes is None else planes) - center
             z = torch.addcmul(shift, distance, scale)
         else:
-            distance = None
             z = ops.norm_squeeze(x, center, scale, shift, options.norm_act)
     p1 = first_layer(z, w1, b1)
     g = gates(p1, w2, b2, options.act, options.gate)

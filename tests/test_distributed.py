@@ -103,6 +103,11 @@ def work(rank: int, folder: str):
     }
     cases["sharded then swapped"] = lambda: sharded_then_swapped(rank)
     cases["swapped then sharded"] = lambda: swapped_then_sharded(rank)
+    run_cases(cases, rank, folder)
+
+
+def run_cases(cases, rank: int, folder: str):
+    """Keeps the result of each, or what it raised, for the process that asks."""
     found = {}
     for name, case in cases.items():
         try:
@@ -116,7 +121,10 @@ def work(rank: int, folder: str):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What each process found, by case."""
-    folder = str(tmp_path_factory.mktemp("distributed"))
+    return in_processes(work, str(tmp_path_factory.mktemp("distributed")))
+
+
+def in_processes(work, folder: str) -> list[dict]:
     processes = mp.start_processes(
         work, (folder,), nprocs=PROCESSES, join=False, start_method="spawn"
     )

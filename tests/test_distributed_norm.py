@@ -1,17 +1,14 @@
 """Statistics over two CPU processes are those of one process with the whole batch."""
 
-import os
-import time
-import traceback
+import functools
 from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from norm_twins import maps, norm_twins
 from tail_reference import RUNNING, TENSORS, check, make_tail_inputs, with_means_moved
-from test_distributed import PROCESSES, SECONDS
+from test_distributed import PROCESSES, in_processes, of_case, run_cases
 from test_tail import EPS, MOMENTUM
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -179,36 +176,14 @@ def work(rank: int, folder: str):
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES
     )
-    found = {}
-    for name, case in CASES.items():
-        try:
-            found[name] = case(rank)
-        except Exception:
-            found[name] = traceback.format_exc()
-    torch.save(found, os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    cases = {name: functools.partial(case, rank) for name, case in CASES.items()}
+    run_cases(cases, rank, folder)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What each process found, by case."""
-    folder = str(tmp_path_factory.mktemp("distributed"))
-    processes = mp.start_processes(
-        work, (folder,), nprocs=PROCESSES, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + SECONDS
-    while not processes.join(timeout=1):  # raises what a process raised
-        if time.monotonic() > deadline:
-            for process in processes.processes:
-                process.kill()
-            pytest.fail(f"two processes have not finished in {SECONDS} seconds")
-    return [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in range(PROCESSES)]
-
-
-def of_case(found, name) -> list[dict]:
-    for result in found:
-        assert not isinstance(result[name], str), result[name]
-    return [result[name] for result in found]
+    return in_processes(work, str(tmp_path_factory.mktemp("distributed")))
 
 
 @pytest.mark.parametrize("name", BATCHES)

@@ -1,8 +1,6 @@
 """The passes of a block with BatchNorm, residual and ReLU: values on every backend, the bits of
 the mask, layouts of results, fakes, opcheck."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from passes_reference import (
@@ -19,10 +17,9 @@ from passes_reference import (
 from reference import assert_no_worse, error
 from shapes import DENSE, DTYPES, LAYOUT_CASES, LAYOUTS
 from shapes import SHAPES as BLOCK_SHAPES
-from test_ops import SIGNATURES, within_nan
-from torch._subclasses.fake_tensor import FakeTensorMode
+from test_ops import SIGNATURES, check_fakes, within_nan
 
-from se_fused import ops
+from se_fused import ops, statistics
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
@@ -255,19 +252,7 @@ def test_fake_results_agree_with_real_ones(place, operator, signature, device, n
     act = "silu" if variant else "identity"
     inputs = make_norm_inputs(device=place.device, act=act, **signature, **variant)
     arguments = OPERATORS[operator][0](inputs)
-    kind = device.removeprefix("fake-")
-    with FakeTensorMode() if device != kind else nullcontext():
-        fake = [
-            torch.empty_strided(a.size(), a.stride(), dtype=a.dtype, device=kind)
-            if isinstance(a, torch.Tensor)
-            else a
-            for a in arguments
-        ]
-        found = call(operator, fake, namespace)
-    for name, result in call(operator, arguments).items():
-        assert found[name].device.type == kind
-        expected = (result.shape, result.dtype, result.stride())
-        assert (found[name].shape, found[name].dtype, found[name].stride()) == expected, name
+    check_fakes(call, operator, arguments, device, namespace)
 
 
 @each_operator
@@ -285,9 +270,11 @@ def test_opcheck(place, operator, layout, variant):
 def test_statistics_from_moments_of_samples(place):
     """Merged over samples as a BatchNorm does, they are those of the batch."""
     inputs = make_norm_inputs((4, 9, 7, 7), place.device)
-    mean, m2 = ops.moments(inputs.x)
-    center = mean.mean(0)
-    var = (m2.sum(0) + 49 * (mean - center).square().sum(0)) / (4 * 49)
+    batch = statistics.of_batch(*ops.moments(inputs.x), 49, None)
     x = inputs.x.transpose(0, 1).flatten(1)
-    expected = x.double().var(1, correction=0)
-    assert_no_worse("var", var, expected, error(x.var(1, correction=0), expected))
+    for name, found, exact, eager in (
+        ("mean", batch.mean, x.double().mean(1), x.mean(1)),
+        ("var", batch.var, x.double().var(1, correction=0), x.var(1, correction=0)),
+    ):
+        assert_no_worse(name, found, exact, error(eager, exact))
+    assert batch.count == 4 * 49

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from se_fused.excitation import excitation_gradient, excite, squeeze_gradient
-from se_fused.layout import acc_dtype
+from se_fused.layout import acc_dtype, flat, like_map
 from se_fused.passes import (  # noqa: F401  (the rest of the contract)
     moments,
     norm_rescale,
@@ -24,15 +24,15 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def squeeze(x: Tensor) -> Tensor:
-    return _flat(x).mean(2, dtype=acc_dtype(x.dtype))
+    return flat(x).mean(2, dtype=acc_dtype(x.dtype))
 
 
 def rescale(x: Tensor, g: Tensor) -> Tensor:
-    return (x * _like_map(g, x)).to(x.dtype)
+    return (x * like_map(g, x)).to(x.dtype)
 
 
 def gate_gradient(dy: Tensor, x: Tensor) -> Tensor:
-    return (_flat(dy).to(acc_dtype(x.dtype)) * _flat(x)).sum(2)
+    return (flat(dy).to(acc_dtype(x.dtype)) * flat(x)).sum(2)
 
 
 def rescale_backward(dy: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,15 +50,5 @@ def squeeze_excite_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dp1, h, dp2 = excitation_gradient(gate_gradient(dy, x), z, g, w1, b1, w2, act, gate)
     share = squeeze_gradient(dp1, w1) / x.shape[2:].numel()
-    dx = (dy * _like_map(g, x) + _like_map(share, x)).to(x.dtype)
+    dx = (dy * like_map(g, x) + like_map(share, x)).to(x.dtype)
     return dx, dp1, h, dp2
-
-
-def _like_map(per_channel: Tensor, x: Tensor) -> Tensor:
-    """[N, C] as [N, C, 1, …], to broadcast against x."""
-    return per_channel.view(per_channel.shape + (1,) * (x.dim() - 2))
-
-
-def _flat(x: Tensor) -> Tensor:
-    """x as a [N, C, M] view, in either layout; M = 1 where x is [N, C]."""
-    return x.unsqueeze(-1).flatten(2)

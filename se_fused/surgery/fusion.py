@@ -11,9 +11,9 @@ from torch.fx import Graph, Node
 from torch.nn.utils import parametrize
 
 from se_fused.module import has_hooks
-from se_fused.norm import batch_norm_se
+from se_fused.norm import BATCH_NORMS, batch_norm_se
 from se_fused.surgery.graph import Left, containers, trace
-from se_fused.surgery.pattern import BATCH_NORMS, Match, check_se, find
+from se_fused.surgery.pattern import Match, check_se, find
 
 
 class Guard(NamedTuple):
@@ -114,7 +114,7 @@ def _guards(block: nn.Module, opened: list[str], matches: list[Match]) -> Iterab
         yield Guard(tuple(name.split(".")), (type(module),), len(module._modules))
     for name in {name: None for match in matches for name in match.modules}:
         cls = type(block.get_submodule(name))
-        yield Guard(tuple(name.split(".")), BATCH_NORMS if cls in BATCH_NORMS else (cls,))
+        yield Guard(tuple(name.split(".")), tuple(BATCH_NORMS) if cls in BATCH_NORMS else (cls,))
 
 
 def _rewrite(graph: Graph, match: Match):

@@ -11,11 +11,10 @@ from torch.fx import Graph, Node
 
 from se_fused.activations import NORM_ACTS, function_name
 from se_fused.module import FusedSE
+from se_fused.norm import BATCH_NORMS, NORM_ACT
 from se_fused.surgery.families import path_of
 from se_fused.surgery.graph import IN_PLACE, Left, may_write, name_of
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-NORM_ACT = "timm.layers.norm_act.BatchNormAct2d"
 _ACTS = tuple(name for name in NORM_ACTS if name != "identity")
 _ADDS = (operator.add, torch.add, "add")
 _ADDS_IN_PLACE = (IN_PLACE["iadd"], "add_")
@@ -117,7 +116,7 @@ def _act_of(node: Node, module: nn.Module | None) -> Callable | None:
 
 
 def _check_norm(block: nn.Module, node: Node, module: nn.Module | None, after: str):
-    if type(module) in BATCH_NORMS or path_of(type(module)) == NORM_ACT:
+    if type(module) in BATCH_NORMS or path_of(type(module)) == ".".join(NORM_ACT):
         return
     what = path_of(type(module)) if module is not None else name_of(node)
     before = next(iter(node.all_input_nodes), node)
