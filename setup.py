@@ -118,7 +118,8 @@ def extension():
         "se_fused._C",
         sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")),
         depends=sorted(glob("csrc/**/*.*", recursive=True)),
-        extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden",
+        # Comparisons that may not trap become vectors: the loops over activations.
+        extra_compile_args=["-O3", "-fno-trapping-math", "-fopenmp", "-fvisibility=hidden",
                             "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized"],
         extra_link_args=["-fopenmp"],
         define_macros=[

@@ -1,13 +1,6 @@
 // Masks of one bit per element: bit j % 8 of byte j // 8, every row of a map from a byte of its own.
 // Included by kernel_set.h only, inside its target region and namespace.
 
-template <class A>
-inline typename IndexOf<A>::type lane_bits() {
-  typename IndexOf<A>::type bits;
-  for (int l = 0; l < lanes<A>; ++l) bits[l] = 1 << l;
-  return bits;
-}
-
 // Bit l: whether lane l is above zero, or NaN.
 inline uint32_t passing(Vec<float> v) {
 #if SE_FUSED_VECTOR_BYTES == 64
@@ -30,42 +23,19 @@ inline uint32_t passing(Vec<double> v) {
 #endif
 }
 
-// The lanes whose bit is set; zero, whatever it was, in the others.
-inline Vec<float> keep(uint32_t bits, Vec<float> v) {
-#if SE_FUSED_VECTOR_BYTES == 64
-  return (Vec<float>)_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), (__m512)v);
-#else
-  using Index = IndexOf<float>::type;
-  const Index chosen = (lane_bits<float>() & (static_cast<int32_t>(bits) - Index{})) != 0;
-  return (Vec<float>)((Index)v & chosen);
-#endif
-}
-inline Vec<double> keep(uint32_t bits, Vec<double> v) {
-#if SE_FUSED_VECTOR_BYTES == 64
-  return (Vec<double>)_mm512_maskz_mov_pd(static_cast<__mmask8>(bits), (__m512d)v);
-#else
-  using Index = IndexOf<double>::type;
-  const Index chosen = (lane_bits<double>() & (static_cast<int64_t>(bits) - Index{})) != 0;
-  return (Vec<double>)((Index)v & chosen);
-#endif
-}
-
-// What is summed where a vector is not whole: its lanes read as zero, which need not become zero.
-template <class V>
-inline V only_read(At, V v) {
-  return v;
-}
-template <class V>
-inline V only_read(PartAt at, V v) {
-  return keep((1u << at.count) - 1, v);
+// v where it passes, given its bits, else zero.
+template <class A>
+inline Vec<A> rectified(uint32_t bits, Vec<A> v) {
+  if constexpr (SE_FUSED_VECTOR_BYTES == 64) return keep<A>(bits, v);
+  using Index = typename IndexOf<A>::type;
+  return (Vec<A>)((Index)v & ~(Index)(v <= A(0)));  // from v itself, not by way of its bits
 }
 
 // Of 16 lanes, whether more than 8 are there.
 inline bool beyond_a_byte(At) { return true; }
 inline bool beyond_a_byte(PartAt at) { return at.count > 8; }
 
-// The bits of the lanes at a place of a row, from and to the row's bytes. A byte that holds more
-// than one vector is written a vector at a time, from its first on.
+// The bits of the lanes at a place of a row, from the row's bytes.
 template <class A, class Place>
 inline uint32_t load_bits(const uint8_t* row, Place at) {
   const uint8_t* byte = row + at.i / 8;
@@ -75,14 +45,37 @@ inline uint32_t load_bits(const uint8_t* row, Place at) {
     return byte[0] >> (at.i % 8);
   }
 }
-template <class A, class Place>
-inline void store_bits(uint8_t* row, Place at, uint32_t bits) {
+template <class A>
+inline uint32_t load_bits(const uint8_t* row, LastAt at) {
+  const uint8_t* byte = row + at.i / 8;
+  const int64_t before = at.i % 8;
+  const uint32_t next = before + lanes<A> > 8 ? static_cast<uint32_t>(byte[1]) << 8 : 0;
+  return (byte[0] | next) >> before;
+}
+
+// And to them. A byte that holds more than one vector is written a vector at a time, from its first
+// on.
+template <class A>
+inline void store_bits(uint8_t* row, At at, uint32_t bits) {
   uint8_t* byte = row + at.i / 8;
   if constexpr (lanes<A> >= 8) {
     byte[0] = static_cast<uint8_t>(bits);
-    if (lanes<A> == 16 && beyond_a_byte(at)) byte[1] = static_cast<uint8_t>(bits >> 8);
+    if constexpr (lanes<A> == 16) byte[1] = static_cast<uint8_t>(bits >> 8);
   } else {
     const uint32_t before = at.i % 8 ? byte[0] : 0;
     byte[0] = static_cast<uint8_t>(before | bits << (at.i % 8));
   }
+}
+template <class A>
+inline void store_bits(uint8_t* row, LastAt at, uint32_t bits) {
+  static_assert(lanes<A> <= 8 || SE_FUSED_VECTOR_BYTES == 64);
+  uint8_t* byte = row + (at.i + at.done) / 8;
+  const int64_t shift = (at.i + at.done) % 8;
+  byte[0] = static_cast<uint8_t>((shift ? byte[0] : 0) | bits >> at.done << shift);
+}
+template <class A>
+inline void store_bits(uint8_t* row, PartAt at, uint32_t bits) {
+  bits &= (1u << at.count) - 1;
+  if (lanes<A> < 16 || beyond_a_byte(at)) return store_bits<A>(row, At{at.i}, bits);
+  row[at.i / 8] = static_cast<uint8_t>(bits);
 }

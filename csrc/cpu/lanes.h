@@ -1,17 +1,5 @@
-// Sums over the lanes of vectors.
+// Sums over the lanes of vectors, and choices among them.
 // Included by kernel_set.h only, inside its target region and namespace.
-
-#if SE_FUSED_VECTOR_BYTES == 64
-inline float sum_lanes(Vec<float> v) { return _mm512_reduce_add_ps((__m512)v); }
-inline double sum_lanes(Vec<double> v) { return _mm512_reduce_add_pd((__m512d)v); }
-#else
-template <class V>
-inline auto sum_lanes(V v) {
-  auto total = v[0];
-  for (unsigned i = 1; i < sizeof(V) / sizeof(v[0]); ++i) total += v[i];
-  return total;
-}
-#endif
 
 template <class A>
 struct IndexOf;
@@ -23,6 +11,19 @@ template <>
 struct IndexOf<double> {
   using type __attribute__((vector_size(SE_FUSED_VECTOR_BYTES))) = int64_t;
 };
+
+template <class A, int step = lanes<A> / 2>
+inline A sum_halves(Vec<A> v) {
+  if constexpr (step == 0) {
+    return v[0];
+  } else {
+    typename IndexOf<A>::type crossed{};
+    for (int l = 0; l < lanes<A>; ++l) crossed[l] = l ^ step;
+    return sum_halves<A, step / 2>(v + __builtin_shuffle(v, crossed));
+  }
+}
+inline float sum_lanes(Vec<float> v) { return sum_halves<float>(v); }
+inline double sum_lanes(Vec<double> v) { return sum_halves<double>(v); }
 
 // Two vectors become one: lanes without the bit `step` are sums from the first, with it from the
 // second, each of a lane and its partner across that bit.
@@ -50,4 +51,36 @@ inline Vec<A> sum_lanes_of_each(const Vec<A>* v) {
     for (int k = 0; k < count / 2; ++k) half[k] = add_across<step, A>(v[2 * k], v[2 * k + 1]);
     return sum_lanes_of_each<A, count / 2>(half);
   }
+}
+
+// The lanes whose bit is set; zero, whatever it was, in the others.
+template <class A>
+inline Vec<A> keep(uint32_t bits, Vec<A> v) {
+#if SE_FUSED_VECTOR_BYTES == 64
+  if constexpr (lanes<A> == 16)
+    return (Vec<A>)_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), (__m512)v);
+  else
+    return (Vec<A>)_mm512_maskz_mov_pd(static_cast<__mmask8>(bits), (__m512d)v);
+#else
+  using Index = typename IndexOf<A>::type;
+  Index bit{};
+  for (int l = 0; l < lanes<A>; ++l) bit[l] = 1 << l;
+  const Index chosen = (bit & (static_cast<int32_t>(bits) - Index{})) != 0;
+  return (Vec<A>)((Index)v & chosen);
+#endif
+}
+
+// What a sum takes of a vector: not the lanes that were read before, nor those beyond the end, which
+// read as zero but need not have become zero.
+template <class A>
+inline Vec<A> only_new(At, Vec<A> v) {
+  return v;
+}
+template <class A>
+inline Vec<A> only_new(LastAt at, Vec<A> v) {
+  return keep<A>(~0u << at.done, v);
+}
+template <class A>
+inline Vec<A> only_new(PartAt at, Vec<A> v) {
+  return keep<A>((1u << at.count) - 1, v);
 }

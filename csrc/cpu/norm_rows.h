@@ -2,7 +2,7 @@
 // Included by norm_kernel_set.h only, inside its target region and namespace.
 
 // Vectors added up in one partial sum.
-constexpr int64_t vectors_in_run = 64;
+constexpr int64_t vectors_in_run = 128;
 
 inline int64_t mask_bytes(int64_t cols) { return (cols + 7) / 8; }
 
@@ -12,35 +12,52 @@ inline void for_vectors(int64_t begin, int64_t end, Body body) {
   constexpr int64_t width = lanes<A>;
   int64_t i = begin;
   for (; i + width <= end; i += width) body(At{i});
-  if (i < end) body(PartAt{i, end - i});
+  for_rest<A>(begin, i, end, body);
 }
 
-template <bool past_caches, class T>
-inline void place(T* out, At at, Vec<acc_t<T>> v) {
-  put<past_caches>(out + at.i, v);
-}
-template <bool past_caches, class T>
-inline void place(T* out, PartAt at, Vec<acc_t<T>> v) {
-  store_part(out + at.i, v, at.count);
+// sums[k] = per lane, the sum over a row of the term k; term(place, vectors) fills K of them.
+template <int K, class A, class Term>
+inline void sum_row(int64_t cols, Vec<A>* sums, Term term) {
+  constexpr int64_t width = lanes<A>, run = vectors_in_run * width;
+  for (int k = 0; k < K; ++k) sums[k] = Vec<A>{};
+  for (int64_t start = 0; start < cols; start += run) {
+    Vec<A> even[K] = {}, odd[K] = {};  // two chains of additions
+    const auto add = [&](auto at, Vec<A>* sum) {
+      Vec<A> values[K];
+      term(at, values);
+      for (int k = 0; k < K; ++k) sum[k] += only_new<A>(at, values[k]);
+    };
+    const int64_t end = cols - start < run ? cols : start + run;
+    int64_t i = start;
+    for (; i + 2 * width <= end; i += 2 * width) {
+      add(At{i}, even);
+      add(At{i + width}, odd);
+    }
+    for (; i + width <= end; i += width) add(At{i}, even);
+    for_rest<A>(start, i, end, [&](auto at) { add(at, odd); });
+    for (int k = 0; k < K; ++k) sums[k] += even[k] + odd[k];
+  }
 }
 
-// out[k · stride + row] = Σ over the row of the terms k; terms(row)(place, vectors) fills K of them.
+// out[k · stride + row] = Σ over the row of the terms k; term(row) is a row's, as sum_row takes it.
+// The lanes of as many rows as there are lanes are added up together.
 template <int K, class A, class Terms>
 inline void sum_row_terms(int64_t rows, int64_t cols, A* out, int64_t stride, Terms terms) {
-  constexpr int64_t run = vectors_in_run * lanes<A>;
-  for (int64_t row = 0; row < rows; ++row) {
-    const auto term = terms(row);
-    Vec<A> total[K] = {};
-    for (int64_t start = 0; start < cols; start += run) {
-      Vec<A> sum[K] = {};
-      for_vectors<A>(start, cols - start < run ? cols : start + run, [&](auto at) {
-        Vec<A> values[K];
-        term(at, values);
-        for (int k = 0; k < K; ++k) sum[k] += only_read(at, values[k]);
-      });
-      for (int k = 0; k < K; ++k) total[k] += sum[k];
+  constexpr int64_t width = lanes<A>;
+  int64_t row = 0;
+  for (; row + width <= rows; row += width) {
+    Vec<A> sums[K][width];
+    for (int64_t r = 0; r < width; ++r) {
+      Vec<A> own[K];
+      sum_row<K, A>(cols, own, terms(row + r));
+      for (int k = 0; k < K; ++k) sums[k][r] = own[k];
     }
-    for (int k = 0; k < K; ++k) out[k * stride + row] = sum_lanes(total[k]);
+    for (int k = 0; k < K; ++k) store(out + k * stride + row, sum_lanes_of_each<A>(sums[k]));
+  }
+  for (; row < rows; ++row) {
+    Vec<A> own[K];
+    sum_row<K, A>(cols, own, terms(row));
+    for (int k = 0; k < K; ++k) out[k * stride + row] = sum_lanes(own[k]);
   }
 }
 
@@ -49,14 +66,28 @@ template <class T>
 void row_moments(
     const T* x, int64_t rows, int64_t cols, acc_t<T>* pivots, acc_t<T>* out, int64_t stride) {
   using A = acc_t<T>;
+  constexpr int64_t width = lanes<A>;
   const int64_t beginning = cols < pivot_values ? cols : pivot_values;
-  sum_row_terms<2, A>(rows, cols, out, stride, [&](int64_t row) {
-    const auto read = [p = x + row * cols](auto at) { return at(p); };
-    pivots[row] = sum_lanes(sum_run<T>(0, beginning, read)) / static_cast<A>(beginning);
-    return [read, pivot = broadcast(pivots[row])](auto at, Vec<A>* terms) {
-      moment_terms(read(at), pivot, terms);
-    };
-  });
+  const auto begin = [&](int64_t row) {
+    return sum_run<T>(0, beginning, [p = x + row * cols](auto at) { return at(p); });
+  };
+  for (int64_t first = 0; first < rows; first += width) {
+    const int64_t count = rows - first < width ? rows - first : width;
+    A* pivot = pivots + first;
+    if (count == width) {
+      Vec<A> sums[width];
+      for (int64_t r = 0; r < width; ++r) sums[r] = begin(first + r);
+      store(pivot, sum_lanes_of_each<A>(sums) / static_cast<A>(beginning));
+    } else {
+      for (int64_t r = 0; r < count; ++r)
+        pivot[r] = sum_lanes(begin(first + r)) / static_cast<A>(beginning);
+    }
+    sum_row_terms<2, A>(count, cols, out + first, stride, [&](int64_t row) {
+      return [p = x + (first + row) * cols, center = broadcast(pivot[row])](auto at, Vec<A>* terms) {
+        moment_terms(at(p), center, terms);
+      };
+    });
+  }
 }
 
 template <class T>
@@ -86,7 +117,7 @@ void row_norm_sums(
       const uint8_t* bits = moved(p.mask, row * mask_bytes(cols));
       return [=, dy = p.dy + row * cols, x = p.x + row * cols](auto at, Vec<A>* terms) {
         Vec<A> q = at(dy);
-        if (bits) q = keep(load_bits<A>(bits, at), q);
+        if (bits) q = keep<A>(load_bits<A>(bits, at), q);
         sum_terms<known, A>(q, at(x), center, scale, shift, terms);
       };
     });
@@ -111,9 +142,9 @@ void row_norm_rescale(
         if (known != Act::identity) v *= g;
         if (residual) v += at(residual);
         if (mask) {
-          const uint32_t bits = passing(only_read(at, v));
+          const uint32_t bits = passing(v);
           store_bits<A>(mask, at, bits);
-          v = keep(bits, v);
+          v = rectified<A>(bits, v);
         }
         place<decltype(past)::value>(y, at, v);
       });
@@ -141,7 +172,7 @@ void row_norm_backward(
       const uint8_t* mask = moved(p.mask, row * mask_bytes(cols));
       for_vectors<A>(0, cols, [=](auto at) {
         Vec<A> q = at(dy);
-        if (mask) q = keep(load_bits<A>(mask, at), q);
+        if (mask) q = keep<A>(load_bits<A>(mask, at), q);
         if (dr) place<decltype(past)::value>(dr, at, q);
         Vec<A> result = q * g + share;
         if (known != Act::identity || statistics) {

@@ -4,11 +4,12 @@
 // Longest run added up in plain partial sums; longer rows are sums of such runs.
 constexpr int64_t run_length = 1 << 14;
 
-// Per lane, the sum over a run [i, end) of a row; term(read) is the summand where `read` reads.
+// Per lane, the sum over a run [begin, end) of a row; term(read) is the summand where `read` reads.
 template <class T, class Term>
-inline Vec<acc_t<T>> sum_run(int64_t i, int64_t end, Term term) {
+inline Vec<acc_t<T>> sum_run(int64_t begin, int64_t end, Term term) {
   using A = acc_t<T>;
   constexpr int64_t width = lanes<A>;
+  int64_t i = begin;
   Vec<A> sum0{}, sum1{}, sum2{}, sum3{};
   for (; i + 4 * width <= end; i += 4 * width) {
     if constexpr (std::is_same_v<T, bf16>) {
@@ -24,7 +25,7 @@ inline Vec<acc_t<T>> sum_run(int64_t i, int64_t end, Term term) {
     }
   }
   for (; i + width <= end; i += width) sum0 += term(At{i});
-  if (i < end) sum1 += term(PartAt{i, end - i});
+  for_rest<A>(begin, i, end, [&](auto at) { sum1 += only_new<A>(at, term(at)); });
   return (sum0 + sum1) + (sum2 + sum3);
 }
 
@@ -63,7 +64,7 @@ inline void write_row(T* out, int64_t cols, Value value) {
         put<past_caches>(out + i + k * width, value(At{i + k * width}));
   }
   for (; i + width <= cols; i += width) store(out + i, value(At{i}));
-  if (i < cols) store_part(out + i, value(PartAt{i, cols - i}), cols - i);
+  for_rest<acc_t<T>>(0, i, cols, [&](auto at) { place<false>(out, at, value(at)); });
 }
 
 // write(row, past) for every row; past the caches if that is wanted and no row shares a cache line

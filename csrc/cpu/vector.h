@@ -30,6 +30,12 @@ inline Vec<A> broadcast(A value) {
 #if SE_FUSED_VECTOR_BYTES == 64
 inline Bits32 widen(Bits16 half) { return (Bits32)_mm512_cvtepu16_epi32((__m256i)half); }
 inline Bits16 narrow(Bits32 bits) { return (Bits16)_mm512_cvtepi32_epi16((__m512i)bits); }
+#elif SE_FUSED_VECTOR_BYTES == 32
+inline Bits32 widen(Bits16 half) { return (Bits32)_mm256_cvtepu16_epi32((__m128i)half); }
+inline Bits16 narrow(Bits32 bits) {  // each at most 0xffff
+  return (Bits16)_mm_packus_epi32(
+      _mm256_castsi256_si128((__m256i)bits), _mm256_extracti128_si256((__m256i)bits, 1));
+}
 #else
 inline Bits32 widen(Bits16 half) { return __builtin_convertvector(half, Bits32); }
 inline Bits16 narrow(Bits32 bits) { return __builtin_convertvector(bits, Bits16); }
@@ -183,9 +189,17 @@ inline void store_part(T* p, Vec<acc_t<T>> v, int64_t count) {
 }
 #endif
 
-// Where a read happens: a whole vector at i, or the first `count` elements there.
+// Where a read happens: a whole vector at i, one whose first `done` elements were read before, or the
+// first `count` elements there.
 struct At {
   int64_t i;
+  template <class T>
+  Vec<acc_t<T>> operator()(const T* p) const {
+    return load(p + i);
+  }
+};
+struct LastAt {
+  int64_t i, done;
   template <class T>
   Vec<acc_t<T>> operator()(const T* p) const {
     return load(p + i);
@@ -217,4 +231,29 @@ template <bool past_caches>
 inline void put_even_odd(bf16* p, Vec<float> even, Vec<float> odd) {
   const Bits32 both = (round_to_bf16(even) >> 16) | (round_to_bf16(odd) & 0xffff0000);
   put<past_caches>(reinterpret_cast<float*>(p), (Vec<float>)both);
+}
+
+// body(place) for what is left of [begin, end) at i, less than a vector: where there is room for it
+// in a vector that reaches back, except for AVX512, which masks at no cost.
+template <class A, class Body>
+inline void for_rest(int64_t begin, int64_t i, int64_t end, Body body) {
+  constexpr int64_t width = lanes<A>;
+  if (i >= end) return;
+  if constexpr (SE_FUSED_VECTOR_BYTES < 64) {
+    if (end - begin >= width) return body(LastAt{end - width, width - (end - i)});
+  }
+  body(PartAt{i, end - i});
+}
+
+template <bool past_caches, class T>
+inline void place(T* out, At at, Vec<acc_t<T>> v) {
+  put<past_caches>(out + at.i, v);
+}
+template <bool past_caches, class T>
+inline void place(T* out, LastAt at, Vec<acc_t<T>> v) {  // a part of it once more
+  store(out + at.i, v);
+}
+template <bool past_caches, class T>
+inline void place(T* out, PartAt at, Vec<acc_t<T>> v) {
+  store_part(out + at.i, v, at.count);
 }
