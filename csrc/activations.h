@@ -15,32 +15,45 @@ namespace se_fused {
 enum class Act { identity, relu, silu, hardswish, leaky_relu, gelu };
 enum class Gate { identity, relu, sigmoid, hardsigmoid, tanh };
 
-// exp in float, vectorisable: 2^n · e^r with |r| <= ln2/2, minimax polynomial, within 2 ulp.
-SE_FUSED_HOST_DEVICE inline float exponential(float x) {
-#ifdef __CUDA_ARCH__
-  return expf(x);
-#else
-  x = x < -87.3f ? -87.3f : (x > 88.3f ? 88.3f : x);
-  const float shifted = x * 1.44269504f + 12582912.0f;  // n in the low mantissa bits
-  const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+// exp in float, of a number or of a GCC vector of them; Bits is as wide, of integers. 2^n · e^r with
+// |r| <= ln2/2, minimax polynomial, within 2 ulp.
+template <class Bits, class V>
+inline V exponential_by_parts(V x) {
+  x = x < -87.3f ? V{} - 87.3f : x;
+  x = x > 88.3f ? V{} + 88.3f : x;
+  const V shifted = x * 1.44269504f + 12582912.0f;  // n in the low mantissa bits
+  const V n = shifted - 12582912.0f;
+  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  union {
-    float f;
-    int i;
-  } bits, scale;
-  bits.f = shifted;
-  scale.i = static_cast<int>(static_cast<unsigned>(bits.i) << 23) + 0x3f800000;
-  return p * scale.f;
+  Bits bits;
+  __builtin_memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000;
+  V scale;
+  __builtin_memcpy(&scale, &bits, sizeof scale);
+  return p * scale;
+}
+SE_FUSED_HOST_DEVICE inline float exponential(float x) {
+#ifdef __CUDA_ARCH__
+  return expf(x);
+#else
+  return exponential_by_parts<unsigned>(x);
 #endif
 }
 SE_FUSED_HOST_DEVICE inline double exponential(double x) { return SE_FUSED_MATH(exp)(x); }
+template <class V, class Element = decltype(V{}[0])>
+inline V exponential(V x) {
+  if constexpr (sizeof(x[0]) == sizeof(float)) {
+    return exponential_by_parts<decltype(x < x)>(x);
+  } else {
+    for (unsigned l = 0; l < sizeof(x) / sizeof(x[0]); ++l) x[l] = exponential(x[l]);
+    return x;
+  }
+}
 
 SE_FUSED_HOST_DEVICE inline float error_function(float x) { return SE_FUSED_MATH(erff)(x); }
 SE_FUSED_HOST_DEVICE inline double error_function(double x) { return SE_FUSED_MATH(erf)(x); }
@@ -48,14 +61,34 @@ SE_FUSED_HOST_DEVICE inline double error_function(double x) { return SE_FUSED_MA
 SE_FUSED_HOST_DEVICE inline float hyperbolic_tangent(float x) { return static_cast<float>(SE_FUSED_MATH(tanh)(x)); }
 SE_FUSED_HOST_DEVICE inline double hyperbolic_tangent(double x) { return SE_FUSED_MATH(tanh)(x); }
 
+// Of numbers and of GCC's vectors of them.
+
 template <class A>
-SE_FUSED_HOST_DEVICE inline A clamp(A x, A low, A high) {  // a NaN stays
-  return x < low ? low : (x > high ? high : x);
+SE_FUSED_HOST_DEVICE inline A clamp_to_6(A x) {  // a NaN stays
+  x = x < 0 ? A{} : x;
+  return x > 6 ? A{} + 6 : x;
 }
 
 template <class A>
 SE_FUSED_HOST_DEVICE inline A sigmoid(A x) {
-  return A(1) / (A(1) + exponential(-x));
+  return 1 / (1 + exponential(-x));
+}
+
+template <class A>
+SE_FUSED_HOST_DEVICE inline A silu_derivative(A p) {
+  const A s = sigmoid(p);
+  return s * (1 + p * (1 - s));
+}
+
+template <class A>
+SE_FUSED_HOST_DEVICE inline A hardswish(A p) {
+  return p * clamp_to_6(p + 3) / 6;
+}
+template <class A>
+SE_FUSED_HOST_DEVICE inline A hardswish_derivative(A p) {
+  A slope = (p + p + 3) / 6;
+  slope = p < -3 ? A{} : slope;
+  return p > 3 ? A{} + 1 : slope;
 }
 
 template <class A>
@@ -63,7 +96,7 @@ SE_FUSED_HOST_DEVICE inline A apply(Act act, A p) {
   switch (act) {
     case Act::relu: return p < 0 ? A(0) : p;
     case Act::silu: return p * sigmoid(p);
-    case Act::hardswish: return p * clamp(p + A(3), A(0), A(6)) / A(6);
+    case Act::hardswish: return hardswish(p);
     case Act::leaky_relu: return p > 0 ? p : p * A(0.01);
     case Act::gelu: return A(0.5) * p * (A(1) + error_function(p * A(0.70710678118654752440)));
     default: return p;
@@ -75,11 +108,8 @@ template <class A>
 SE_FUSED_HOST_DEVICE inline A derivative(Act act, A p) {
   switch (act) {
     case Act::relu: return p > 0 ? A(1) : A(0);
-    case Act::silu: {
-      const A s = sigmoid(p);
-      return s * (A(1) + p * (A(1) - s));
-    }
-    case Act::hardswish: return p < A(-3) ? A(0) : (p > A(3) ? A(1) : p / A(3) + A(0.5));
+    case Act::silu: return silu_derivative(p);
+    case Act::hardswish: return hardswish_derivative(p);
     case Act::leaky_relu: return p > 0 ? A(1) : A(0.01);
     case Act::gelu:
       return A(0.5) * (A(1) + error_function(p * A(0.70710678118654752440))) +
@@ -93,7 +123,7 @@ SE_FUSED_HOST_DEVICE inline A apply(Gate gate, A p) {
   switch (gate) {
     case Gate::relu: return p < 0 ? A(0) : p;
     case Gate::sigmoid: return sigmoid(p);
-    case Gate::hardsigmoid: return clamp(p + A(3), A(0), A(6)) / A(6);
+    case Gate::hardsigmoid: return clamp_to_6(p + 3) / 6;
     case Gate::tanh: return hyperbolic_tangent(p);
     default: return p;
   }

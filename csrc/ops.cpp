@@ -28,6 +28,14 @@ STABLE_TORCH_LIBRARY(se_fused_cpp, m) {
       "norm_rescale_backward(Tensor dy, Tensor x, Tensor? mask, Tensor? center, Tensor? scale,"
       " Tensor? shift, Tensor g, Tensor share, Tensor? slope, Tensor? offset, int act, bool add)"
       " -> (Tensor, Tensor)");
+  m.def("merge_moments(Tensor planes, Tensor m2, int positions) -> (Tensor, Tensor)");
+  m.def(
+      "norm_excite(Tensor planes, Tensor? center, Tensor? scale, Tensor? shift, Tensor w1,"
+      " Tensor? b1, Tensor w2, Tensor? b2, int act, int gate) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "norm_excite_backward(Tensor sums, Tensor planes, Tensor? center, Tensor? scale,"
+      " Tensor? shift, Tensor p1, Tensor g, Tensor w1, Tensor w2, int act, int gate,"
+      " int positions) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("cpu_capability() -> str");
 }
 

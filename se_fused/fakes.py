@@ -71,6 +71,25 @@ def _norm_rescale_backward(
     return dx, torch.empty_like(dx) if add else dx.new_empty(0)
 
 
+def _merge_moments(planes, m2, positions):
+    return planes.new_empty(planes.shape[1]), planes.new_empty(planes.shape[1])
+
+
+def _norm_excite(planes, center, scale, shift, w1, b1, w2, b2, act, gate):
+    z = planes.new_empty(0) if center is None else _per_channel(planes)
+    return z, _per_channel(planes, w1.shape[0]), _per_channel(planes)
+
+
+def _norm_excite_backward(
+    sums, planes, center, scale, shift, p1, g, w1, w2, act, gate, positions
+):
+    channels = 0 if center is None else g.shape[1]
+    return (
+        torch.empty_like(p1), torch.empty_like(p1), torch.empty_like(g), torch.empty_like(g),
+        g.new_empty(channels), g.new_empty(channels),
+    )  # fmt: skip
+
+
 _FAKES = {
     "squeeze": _squeeze,
     "rescale": _rescale,
@@ -83,4 +102,7 @@ _FAKES = {
     "norm_rescale": _norm_rescale,
     "norm_sums": _norm_sums,
     "norm_rescale_backward": _norm_rescale_backward,
+    "merge_moments": _merge_moments,
+    "norm_excite": _norm_excite,
+    "norm_excite_backward": _norm_excite_backward,
 }

@@ -198,4 +198,27 @@ def norm_rescale_backward(
     )  # fmt: skip
 
 
+@_operator("merge_moments(Tensor planes, Tensor m2, SymInt positions) -> (Tensor, Tensor)")
+def merge_moments(module, planes, m2, positions):
+    return module.merge_moments(planes, m2, positions)
+
+
+@_operator(f"norm_excite(Tensor planes, {_NORM}, {_WEIGHTS}) -> (Tensor, Tensor, Tensor)")
+def norm_excite(module, planes, center, scale, shift, w1, b1, w2, b2, act, gate):
+    return module.norm_excite(planes, center, scale, shift, w1, b1, w2, b2, act, gate)
+
+
+@_operator(
+    f"norm_excite_backward(Tensor sums, Tensor planes, {_NORM}, Tensor p1, Tensor g, Tensor w1,"
+    " Tensor w2, str act, str gate, SymInt positions)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+def norm_excite_backward(
+    module, sums, planes, center, scale, shift, p1, g, w1, w2, act, gate, positions
+):
+    return module.norm_excite_backward(
+        sums, planes, center, scale, shift, p1, g, w1, w2, act, gate, positions
+    )
+
+
 fakes.register("se_fused", _library)

@@ -1,4 +1,4 @@
-"""The statistics of BatchNorm, from the moments of every plane, on [C] and [N, C]."""
+"""The statistics of BatchNorm, [C]: over the processes of a group, and running."""
 
 from typing import NamedTuple
 
@@ -15,21 +15,8 @@ class Statistics(NamedTuple):
     count: Tensor | int  # values per channel, over all processes; 0: none, or running statistics
 
 
-def of_batch(planes: Tensor, m2: Tensor, positions: int, group) -> Statistics:
-    """Over samples, and over the processes of a group, from each plane's mean and Σ (x − mean)².
-
-    Sums of squares are about means, which are merged by Chan's rule.
-    """
-    count = planes.shape[0] * positions
-    if count:
-        # From the first, so that means much larger than their differences lose nothing.
-        mean = planes[0] + (planes - planes[0]).mean(0)
-        apart = planes - mean
-        var = torch.addcmul(m2, apart, apart, value=positions).mean(0) / positions
-    else:
-        mean, var = planes.new_zeros(2, planes.shape[1])
-    if group is None:
-        return Statistics(mean, var, count)
+def over_processes(mean: Tensor, var: Tensor, count: int, group) -> Statistics:
+    """Merged over the processes of a group by Chan's rule."""
     own = torch.cat([mean, var, mean.new_tensor([count])])
     every = own.new_empty(dist.get_world_size(group), own.numel())
     dist.all_gather(list(every.unbind()), own, group=group)

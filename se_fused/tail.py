@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from se_fused import checks, ops, statistics
+from se_fused import between, checks, ops, statistics
 from se_fused.activations import ACTS, FUNCTIONS, GATES, NORM_ACTS, POST_ACTS
 from se_fused.backends import eager
 from se_fused.differentiation import (
@@ -24,7 +24,6 @@ from se_fused.differentiation import (
     weight_gradient,
     without_autocast,
 )
-from se_fused.excitation import excitation_gradient, first_layer, gates, squeeze_gradient
 from se_fused.layout import acc_dtype, dense, like
 from se_fused.passes import unpack
 from se_fused.statistics import Statistics
@@ -168,66 +167,75 @@ def _statistics(x, running, options) -> tuple[Tensor | None, Statistics]:
         mean, var = (t.to(acc) for t in running)
         return None, Statistics(mean, var, 0)
     planes, m2 = ops.moments(x)
-    batch = statistics.of_batch(planes, m2, prod(x.shape[2:]), options.group)
+    positions = prod(x.shape[2:])
+    count = x.shape[0] * positions
+    if count:
+        batch = Statistics(*_between(x).merge_moments(planes, m2, positions), count)
+    else:
+        batch = Statistics(*planes.new_zeros(2, x.shape[1]), 0)
+    if options.group is not None:
+        batch = statistics.over_processes(*batch, options.group)
     if running[0] is not None:
         statistics.update_running(*running, batch, options.momentum)
     return planes, batch
 
 
+def _between(x: Tensor):
+    """Who computes what lies between the passes."""
+    return ops if x.is_cpu else between
+
+
 def _forward(x, residual, weight, bias, w1, b1, w2, b2, planes, center, var, options):
-    """y, the mask, scale and shift, the planes' distances from the center, z, p1 and g"""
-    scale = shift = distance = None
-    if center is None:
-        z = ops.squeeze(x)
-    else:
+    """y, the mask, scale and shift, the planes' means (or z), z, p1 and g"""
+    scale = shift = None
+    if center is not None:
         rstd = (var + options.eps).rsqrt()
         scale = rstd if weight is None else weight.to(rstd.dtype) * rstd
         shift = torch.zeros_like(rstd) if bias is None else bias.to(rstd.dtype)
-        if options.norm_act == "identity":
-            distance = (ops.squeeze(x) if planes is None else planes) - center
-            z = torch.addcmul(shift, distance, scale)
-        else:
-            z = ops.norm_squeeze(x, center, scale, shift, options.norm_act)
-    p1 = first_layer(z, w1, b1)
-    g = gates(p1, w2, b2, options.act, options.gate)
+    norm = center, scale, shift
+    if center is not None and options.norm_act != "identity":
+        planes = ops.norm_squeeze(x, *norm, options.norm_act)
+        own_norm = None, None, None
+    else:
+        planes = ops.squeeze(x) if planes is None else planes
+        own_norm = norm
+    z, p1, g = _between(x).norm_excite(
+        planes, *own_norm, w1, b1, w2, b2, options.act, options.gate
+    )
+    if own_norm[0] is None:
+        z = planes
     if residual is not None:
         residual = like(residual, x)
-    y, mask = ops.norm_rescale(
-        x, residual, center, scale, shift, g, options.norm_act, options.has_relu
-    )
-    return y, mask if options.has_relu else None, scale, shift, distance, z, p1, g
+    y, mask = ops.norm_rescale(x, residual, *norm, g, options.norm_act, options.has_relu)
+    return y, mask if options.has_relu else None, scale, shift, planes, z, p1, g
 
 
 class _Tail(Function):
     @staticmethod
     def forward(ctx, x, residual, weight, bias, w1, b1, w2, b2, planes, mean, var, count, options):
-        y, *between = _forward(
-            x, residual, weight, bias, w1, b1, w2, b2, planes, mean, var, options
-        )
-        ctx.save_for_backward(x, weight, bias, w1, b1, w2, b2, mean, var, *between)
+        y, *kept = _forward(x, residual, weight, bias, w1, b1, w2, b2, planes, mean, var, options)
+        ctx.save_for_backward(x, weight, bias, w1, b1, w2, b2, mean, var, *kept)
         ctx.adds, ctx.count, ctx.options = residual is not None, count, options
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight, bias, w1, b1, w2, b2, center, var, *between = ctx.saved_tensors
-        mask, scale, shift, distance, z, p1, g = between
+        x, weight, bias, w1, b1, w2, b2, center, var, *kept = ctx.saved_tensors
+        mask, scale, shift, planes, z, p1, g = kept
         options = ctx.options
         with without_autocast(dy):
             if is_taken_apart(dy):
                 return _differentiable(ctx, dy)
             dy = like(dy, x)
             need_x, need_residual, *need_affine = ctx.needs_input_grad[:4]
-            sums = ops.norm_sums(dy, x, mask, center, scale, shift, options.norm_act)
-            dg = _gate_gradient(sums, scale, shift)
-            dp1, h, dp2 = excitation_gradient(
-                dg, z, g, w1, b1, w2, options.act, options.gate, p1
-            )
-            dz = squeeze_gradient(dp1, w1)
-            positions = prod(x.shape[2:])
+            norm = center, scale, shift
+            sums = ops.norm_sums(dy, x, mask, *norm, options.norm_act)
+            dp1, h, dp2, share, of_shift, of_scale = _between(x).norm_excite_backward(
+                sums, planes, *norm, p1, g, w1, w2, options.act, options.gate,
+                prod(x.shape[2:]),
+            )  # fmt: skip
             dweight = dbias = slope = offset = None
             if center is not None:
-                of_shift, of_scale = _affine_gradients(sums, g, dz, distance, positions)
                 rstd = (var + options.eps).rsqrt()
                 dweight = (of_scale * rstd).to(weight.dtype) if need_affine[0] else None
                 dbias = of_shift.to(bias.dtype) if need_affine[1] else None
@@ -237,9 +245,8 @@ class _Tail(Function):
             write_dr = need_residual and mask is not None
             if need_x:
                 dx, dr = ops.norm_rescale_backward(
-                    dy, x, mask, center, scale, shift, g, dz / positions, slope, offset,
-                    options.norm_act, write_dr,
-                )  # fmt: skip
+                    dy, x, mask, *norm, g, share, slope, offset, options.norm_act, write_dr
+                )
             elif write_dr:
                 dr = torch.where(unpack(mask, dy), dy, 0)
             need_w1, need_b1, need_w2, need_b2 = ctx.needs_input_grad[4:8]
@@ -254,28 +261,6 @@ class _Tail(Function):
                 dp2.sum(0).to(b2.dtype) if need_b2 else None,
                 *[None] * 5,
             )
-
-
-def _gate_gradient(sums, scale, shift) -> Tensor:
-    """dg = Σ q·v"""
-    if sums.shape[0] == 5:
-        return sums[2]
-    return sums[1] if scale is None else torch.addcmul(sums[0] * shift, sums[1], scale)
-
-
-def _affine_gradients(sums, g, dz, distance, positions: int) -> tuple[Tensor, Tensor]:
-    """Σ du and Σ du·(x − center) over all samples and positions, [C], where u is normalized x:
-    du is q·g·v' by way of the rescale, and dz / M·v' by way of the squeeze."""
-    if sums.shape[0] == 5:
-        mean_slopes = sums[3:] / positions
-        by_squeeze = mean_slopes[0] * dz, mean_slopes[1] * dz
-    else:  # v' is 1
-        by_squeeze = dz, dz * distance
-    of_shift, of_scale = (
-        torch.addcmul(squeezed, g, rescaled).sum(0)
-        for squeezed, rescaled in zip(by_squeeze, sums[:2])
-    )
-    return of_shift, of_scale
 
 
 def _through_statistics(ctx, of_shift, of_scale, scale, rstd) -> tuple[Tensor, Tensor]:

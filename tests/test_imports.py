@@ -28,6 +28,7 @@ ARROW = (
     "fakes",
     "passes",
     "layout",
+    "between",
     "excitation",
     "statistics",
     "activations",

@@ -89,7 +89,8 @@ void block_forward(
     const int64_t work = s.samples * e.channels * e.hidden;
     mean(s, x, z);
     for_outputs(e.hidden, work, [&](int64_t begin, int64_t end) {
-      k.hidden(e, s.samples, z, h.get(), begin, end);
+      k.first_layer(e, s.samples, z, h.get(), begin, end);
+      k.activated(e, s.samples, h.get(), h.get(), begin, end);
     });
     for_outputs(e.channels, work, [&](int64_t begin, int64_t end) {
       k.gates(e, s.samples, h.get(), g, begin, end);
@@ -104,7 +105,8 @@ void block_forward(
       A *zs = z + first * s.channels, *gs = g + first * s.channels;
       for (int64_t n = 0; n < count; ++n) sums(s, x + (first + n) * size, zs + n * s.channels);
       for (int64_t i = 0; i < count * s.channels; ++i) zs[i] /= static_cast<A>(s.positions);
-      k.hidden(e, count, zs, h.get(), 0, e.hidden);
+      k.first_layer(e, count, zs, h.get(), 0, e.hidden);
+      k.activated(e, count, h.get(), h.get(), 0, e.hidden);
       k.gates(e, count, h.get(), gs, 0, e.channels);
       for (int64_t n = 0; n < count; ++n)
         scale(s, x + (first + n) * size, gs + n * s.channels, y + (first + n) * size);
@@ -135,7 +137,8 @@ void block_backward(const Shape& s, const Excitation<acc_t<T>>& e, const Backwar
     sum_of_products(s, b.dy, b.x, dg.get());
     k.gate_inputs(e, s.samples, dg.get(), b.g, b.dp2, 0, channels);
     for_outputs(e.hidden, 2 * work, [&](int64_t begin, int64_t end) {
-      k.hidden_inputs(e, s.samples, b.z, b.dp2, b.h, b.dp1, begin, end);
+      k.first_layer(e, s.samples, b.z, b.h, begin, end);
+      k.hidden_inputs(e, s.samples, b.h, b.dp2, b.h, b.dp1, begin, end);
     });
     for_outputs(channels, work, [&](int64_t begin, int64_t end) {
       k.squeezed(e, s.samples, b.dp1, share.get(), begin, end);
@@ -159,7 +162,8 @@ void block_backward(const Shape& s, const Excitation<acc_t<T>>& e, const Backwar
       for (int64_t n = 0; n < count; ++n)
         dots(s, dys + n * size, xs + n * size, dg.get() + n * channels);
       k.gate_inputs(e, count, dg.get(), gs, dp2s, 0, channels);
-      k.hidden_inputs(e, count, zs, dp2s, hs, dp1s, 0, e.hidden);
+      k.first_layer(e, count, zs, hs, 0, e.hidden);
+      k.hidden_inputs(e, count, hs, dp2s, hs, dp1s, 0, e.hidden);
       k.squeezed(e, count, dp1s, share.get(), 0, channels);
       for (int64_t i = 0; i < count * channels; ++i) share[i] /= positions;
       for (int64_t n = 0; n < count; ++n)

@@ -122,12 +122,17 @@ inline void with_gate(Gate gate, Body body) {
 }
 
 template <class A>
-void hidden(
-    const Excitation<A>& e, int64_t samples, const A* z, A* h, int64_t begin, int64_t end) {
-  multiply_transposed(z, e.w1, e.b1, samples, e.channels, e.hidden, h, begin, end);
+void first_layer(
+    const Excitation<A>& e, int64_t samples, const A* z, A* p1, int64_t begin, int64_t end) {
+  multiply_transposed(z, e.w1, e.b1, samples, e.channels, e.hidden, p1, begin, end);
+}
+
+template <class A>
+void activated(
+    const Excitation<A>& e, int64_t samples, const A* p1, A* h, int64_t begin, int64_t end) {
   with_act<A>(e.act, [&](auto act) {
-    for (int64_t b = 0; b < samples; ++b, h += e.hidden)
-      for (int64_t r = begin; r < end; ++r) h[r] = apply(decltype(act)::value, h[r]);
+    for (int64_t b = 0; b < samples; ++b, p1 += e.hidden, h += e.hidden)
+      for (int64_t r = begin; r < end; ++r) h[r] = apply(decltype(act)::value, p1[r]);
   });
 }
 
@@ -154,16 +159,15 @@ void gate_inputs(
 
 template <class A>
 void hidden_inputs(
-    const Excitation<A>& e, int64_t samples, const A* z, const A* dp2, A* h, A* dp1, int64_t begin,
+    const Excitation<A>& e, int64_t samples, const A* p1, const A* dp2, A* h, A* dp1, int64_t begin,
     int64_t end) {
-  multiply_transposed(z, e.w1, e.b1, samples, e.channels, e.hidden, h, begin, end);
   multiply(dp2, e.w2, samples, e.channels, e.hidden, dp1, begin, end);
   with_act<A>(e.act, [&](auto act) {
-    for (int64_t b = 0; b < samples; ++b, h += e.hidden, dp1 += e.hidden)
+    for (int64_t b = 0; b < samples; ++b, p1 += e.hidden, h += e.hidden, dp1 += e.hidden)
       for (int64_t r = begin; r < end; ++r) {
-        const A p1 = h[r];
-        dp1[r] *= derivative(decltype(act)::value, p1);
-        h[r] = apply(decltype(act)::value, p1);
+        const A p = p1[r];
+        dp1[r] *= derivative(decltype(act)::value, p);
+        h[r] = apply(decltype(act)::value, p);
       }
   });
 }

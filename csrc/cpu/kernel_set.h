@@ -34,8 +34,8 @@ const Kernels<T>& table() {
   static constexpr Kernels<T> kernels = {
       row_sums<T>,  column_sums<T>,  row_dots<T>,      column_dots<T>,
       row_scale<T>, column_scale<T>, row_scale_add<T>, column_scale_add<T>,
-      widen_all<T>, hidden<A>,       gates<A>,         gate_inputs<A>,
-      hidden_inputs<A>, squeezed<A>,
+      widen_all<T>, first_layer<A>, activated<A>,     gates<A>,
+      gate_inputs<A>, hidden_inputs<A>, squeezed<A>,
   };
   return kernels;
 }

@@ -59,16 +59,17 @@ struct Kernels {
   // are [B, C], h and dp1 [B, R].
   using Layer = void (*)(
       const Excitation<A>&, int64_t samples, const A* in, A* out, int64_t begin, int64_t end);
-  Layer hidden;  // z → h = act(z W1ᵀ + b1)
-  Layer gates;   // h → g = gate(h W2ᵀ + b2)
+  Layer first_layer;  // z → p1 = z W1ᵀ + b1
+  Layer activated;    // p1 → h = act(p1), in place or not
+  Layer gates;        // h → g = gate(h W2ᵀ + b2)
 
   // dg, g → dp2 = dg · gate'
   void (*gate_inputs)(
       const Excitation<A>&, int64_t samples, const A* dg, const A* g, A* dp2, int64_t begin,
       int64_t end);
-  // z, dp2 → h, again, and dp1 = (dp2 W2) · act'
+  // p1, dp2 → h, in place or not, and dp1 = (dp2 W2) · act'
   void (*hidden_inputs)(
-      const Excitation<A>&, int64_t samples, const A* z, const A* dp2, A* h, A* dp1, int64_t begin,
+      const Excitation<A>&, int64_t samples, const A* p1, const A* dp2, A* h, A* dp1, int64_t begin,
       int64_t end);
   Layer squeezed;  // dp1 → dz = dp1 W1
 };

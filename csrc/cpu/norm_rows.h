@@ -21,7 +21,7 @@ inline void sum_row(int64_t cols, Vec<A>* sums, Term term) {
   constexpr int64_t width = lanes<A>, run = vectors_in_run * width;
   for (int k = 0; k < K; ++k) sums[k] = Vec<A>{};
   for (int64_t start = 0; start < cols; start += run) {
-    Vec<A> even[K] = {}, odd[K] = {};  // two chains of additions
+    Vec<A> even[K] = {}, odd[K] = {};  // two chains of additions, where registers suffice
     const auto add = [&](auto at, Vec<A>* sum) {
       Vec<A> values[K];
       term(at, values);
@@ -31,7 +31,7 @@ inline void sum_row(int64_t cols, Vec<A>* sums, Term term) {
     int64_t i = start;
     for (; i + 2 * width <= end; i += 2 * width) {
       add(At{i}, even);
-      add(At{i + width}, odd);
+      add(At{i + width}, K <= 2 ? odd : even);
     }
     for (; i + width <= end; i += width) add(At{i}, even);
     for_rest<A>(start, i, end, [&](auto at) { add(at, odd); });

@@ -6,21 +6,22 @@ struct Activated {
   Vec<A> value, slope;
 };
 
-// act(u) and act'(u), lane by lane in loops that become vectors.
 template <Act act, class A>
 inline Activated<A> activate(Vec<A> u) {
-  A value[lanes<A>], slope[lanes<A>];
-  store(value, u);
-  for (int l = 0; l < lanes<A>; ++l) {
-    slope[l] = derivative(act, value[l]);
-    value[l] = apply(act, value[l]);
+  if constexpr (act == Act::identity) {
+    return {u, Vec<A>{} + 1};
+  } else if constexpr (act == Act::relu) {
+    return {u < 0 ? Vec<A>{} : u, u > 0 ? Vec<A>{} + 1 : Vec<A>{}};
+  } else if constexpr (act == Act::silu) {
+    return {u * sigmoid(u), silu_derivative(u)};
+  } else {
+    static_assert(act == Act::hardswish);
+    return {hardswish(u), hardswish_derivative(u)};
   }
-  return {load(value), load(slope)};
 }
 
 template <Act act, class A>
 inline Vec<A> activated(Vec<A> u) {
-  if constexpr (act == Act::identity) return u;
   return activate<act, A>(u).value;
 }
 

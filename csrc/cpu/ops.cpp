@@ -1,55 +1,11 @@
 // The CPU bodies of the operators of a block without BatchNorm.
 #include <string>
 
-#include "arguments.h"
 #include "block.h"
+#include "parameters.h"
 
 namespace se_fused::cpu {
 namespace {
-
-// A parameter as a dense array of the accumulator type: its own memory, or a widened copy.
-template <class T>
-class Parameter {
-  using A = acc_t<T>;
-
- public:
-  Parameter(const OptionalTensor& t, int64_t count) {
-    if (!t) return;
-    const Tensor dense = t->is_contiguous() ? *t : (copy_ = torch::stable::contiguous(*t)).value();
-    if (std::is_same_v<T, A> || dense.scalar_type() == dtype_of<A>) {
-      data_ = read<A>(dense, count);
-      return;
-    }
-    const T* narrow = read<T>(dense, count);
-    widened_ = scratch<A>(count);
-    parallel(count, count, [&](int64_t begin, int64_t end) {
-      kernels<T>().widen(narrow + begin, widened_.get() + begin, end - begin);
-    });
-    data_ = widened_.get();
-  }
-  const A* data() const { return data_; }
-
- private:
-  OptionalTensor copy_;
-  std::unique_ptr<A[]> widened_;
-  const A* data_ = nullptr;
-};
-
-template <class T>
-struct Parameters {
-  Parameter<T> w1, b1, w2, b2;
-  Excitation<acc_t<T>> excitation;
-
-  Parameters(
-      const Tensor& w1, const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
-      int64_t channels, int64_t act, int64_t gate)
-      : w1(w1, channels * w1.size(0)),
-        b1(b1, w1.size(0)),
-        w2(w2, channels * w1.size(0)),
-        b2(b2, channels),
-        excitation{channels, w1.size(0), this->w1.data(), this->b1.data(), this->w2.data(),
-                   this->b2.data(), static_cast<Act>(act), static_cast<Gate>(gate)} {}
-};
 
 Tensor squeeze(const Tensor& x) {
   return with_type(x, [&](auto type) {
@@ -97,7 +53,7 @@ std::tuple<Tensor, Tensor, Tensor> squeeze_excite(
     using T = decltype(type);
     using A = acc_t<T>;
     const Shape s = shape_of(x);
-    const Parameters<T> p(w1, b1, w2, b2, s.channels, act, gate);
+    const Parameters<A> p(w1, b1, w2, b2, s.channels, act, gate);
     Tensor y = map_like<T>(x), z = per_sample<T>(x, s.channels), g = per_sample<T>(x, s.channels);
     block_forward(s, p.excitation, read<T>(x), write<T>(y), write<A>(z), write<A>(g));
     return std::make_tuple(y, z, g);
@@ -112,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
     using T = decltype(type);
     using A = acc_t<T>;
     const Shape s = shape_of(x);
-    const Parameters<T> p(w1, b1, w2, b2, s.channels, act, gate);
+    const Parameters<A> p(w1, b1, w2, b2, s.channels, act, gate);
     const int64_t hidden = p.excitation.hidden;
     Tensor dx = map_like<T>(x), dp2 = per_sample<T>(x, s.channels);
     Tensor dp1 = per_sample<T>(x, hidden), h = per_sample<T>(x, hidden);

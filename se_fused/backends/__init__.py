@@ -17,6 +17,10 @@ A backend is a module of this package that defines
     norm_sums(dy, x, mask, center, scale, shift, act) -> sums
     norm_rescale_backward(dy, x, mask, center, scale, shift, g, share, slope, offset, act, add)
         -> dx, dr
+    merge_moments(planes, m2, positions) -> center, var
+    norm_excite(planes, center, scale, shift, w1, b1, w2, b2, act, gate) -> z, p1, g
+    norm_excite_backward(sums, planes, center, scale, shift, p1, g, w1, w2, act, gate, positions)
+        -> dp1, h, dp2, share, of_shift, of_scale
 
 with N samples, C channels, M spatial positions, hidden width R, and acc = float64 for a float64 x,
 float32 otherwise:
@@ -32,8 +36,8 @@ float32 otherwise:
     dg = Σ over spatial of dy · x       dp2 = dg · gate'(p2)   dp1 = (dp2 w2) · act'(p1)
     dx = dy · g + (dp1 w1) / M          (rescale_backward: dx = dy · g)
 
-The last five are the passes of a block with BatchNorm before the squeeze, a residual and a ReLU
-after the rescale; what lies between them, on [C] and [N, C], is plain PyTorch in ``tail.py``:
+The other eight are a block with BatchNorm before the squeeze, a residual and a ReLU after the
+rescale; first its passes over the map:
 
     residual, dr           like x              residual may be None: nothing is added
     center, scale, shift   [C]                 acc, contiguous; all three None: u = x
@@ -51,6 +55,20 @@ after the rescale; what lies between them, on [C] and [N, C], is plain PyTorch i
            [Σ q·v', Σ q·v'·(x − center), Σ q·v, Σ v', Σ v'·(x − center)]
     dx = (q · g + share) · scale · v' + (x − center) · slope + offset
     dr = q, written only if add; else, and the mask where relu is false, a tensor of no elements
+
+And what lies between them, called for CPU tensors alone (elsewhere ``between.py`` runs, which
+torch.compile may fuse):
+
+    planes, p1             [N, C], [N, R]      acc, contiguous
+    var, of_shift, of_scale  [C]               acc, contiguous
+
+    center, var = mean and variance (biased) over samples and positions, from every plane's mean
+                  (planes) and m2; at least one sample and position
+    z = (planes − center) · scale + shift; p1, g as above. Without center: planes is z, which is
+        returned as a tensor of no elements
+    dg = Σ q·v, from the sums           share = dz / M
+    of_shift = Σ du, of_scale = Σ du·(x − center) over samples and positions, du the gradient of u
+        (no elements without center). planes is read where act is identity and there is a center
 
 The mask has one bit for p > 0 (or NaN), rows in memory order: a row is a plane [M] of a contiguous
 map, a position [C] of a channels_last one; bit j % 8 of byte j // 8, rows padded with zeros.

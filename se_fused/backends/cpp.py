@@ -88,3 +88,26 @@ def norm_rescale_backward(
     if not x.is_cpu:
         return passes.norm_rescale_backward(*arguments, act, add)
     return _ops.norm_rescale_backward.default(*arguments, _ACT_CODES[act], add)
+
+
+# Between the passes, for CPU tensors.
+
+
+merge_moments = _ops.merge_moments.default
+
+
+def norm_excite(
+    planes, center, scale, shift, w1, b1, w2, b2, act: str, gate: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _ops.norm_excite.default(
+        planes, center, scale, shift, w1, b1, w2, b2, _ACT_CODES[act], _GATE_CODES[gate]
+    )
+
+
+def norm_excite_backward(
+    sums, planes, center, scale, shift, p1, g, w1, w2, act: str, gate: str, positions: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _ops.norm_excite_backward.default(
+        sums, planes, center, scale, shift, p1, g, w1, w2, _ACT_CODES[act], _GATE_CODES[gate],
+        positions,
+    )

@@ -6,6 +6,11 @@ The forward functions are differentiable, which is what double backward runs on.
 import torch
 from torch import Tensor
 
+from se_fused.between import (  # noqa: F401  (a part of the contract)
+    merge_moments,
+    norm_excite,
+    norm_excite_backward,
+)
 from se_fused.excitation import excitation_gradient, excite, squeeze_gradient
 from se_fused.layout import acc_dtype, flat, like_map
 from se_fused.passes import (  # noqa: F401  (the rest of the contract)

@@ -14,6 +14,11 @@ from torch import Tensor
 
 from se_fused import plan
 from se_fused.backends.triton import launch, launch_norm
+from se_fused.between import (  # noqa: F401  (a part of the contract)
+    merge_moments,
+    norm_excite,
+    norm_excite_backward,
+)
 from se_fused.excitation import excitation_gradient, excite, squeeze_gradient
 from se_fused.layout import acc_dtype
 from se_fused.passes import mask_size

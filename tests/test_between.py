@@ -1,0 +1,206 @@
+"""What lies between the passes of a block with BatchNorm: on every backend, float64 against
+autograd through a map, float32 against float64."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from reference import ACTS, GATES, assert_no_worse, error
+from test_ops import check_fakes
+from torch import Tensor
+
+from se_fused import between, ops
+
+pytestmark = pytest.mark.usefixtures("poisoned_allocations")
+
+POSITIONS = 6
+SIZES = {  # samples, channels, hidden width
+    "odd": (3, 19, 5),
+    "one-channel": (2, 1, 1),
+    "one-sample": (1, 40, 16),
+    "many-samples": (37, 24, 3),
+    "wide": (16, 264, 65),
+}
+BLOCKS = {"no-norm": (False, "identity"), "norm": (True, "identity"), "norm-silu": (True, "silu")}
+RESULTS = {
+    "merge_moments": ("center", "var"),
+    "norm_excite": ("z", "p1", "g"),
+    "norm_excite_backward": ("dp1", "h", "dp2", "share", "of_shift", "of_scale"),
+}
+
+each_operator = pytest.mark.parametrize("operator", RESULTS)
+each_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+each_block = pytest.mark.parametrize("norm, norm_act", BLOCKS.values(), ids=BLOCKS)
+
+
+class Case(NamedTuple):
+    """The arguments of each operator, and what each must return, by its name."""
+
+    arguments: dict[str, tuple]
+    exact: dict[str, Tensor]
+
+
+def make_case(size, norm=True, norm_act="identity", act="relu", gate="sigmoid", biases=True,
+              shape=lambda w: w, device="cpu") -> Case:
+    """In float64; the exact results by autograd through a map [N, C, M] (not h and var)."""
+    samples, channels, hidden = size
+
+    def draw(*size, scale=1.0):
+        return (torch.randn(size, dtype=torch.float64) * scale).to(device).requires_grad_()
+
+    x = draw(samples, channels, POSITIONS) + draw(samples, channels, 1)
+    dy = draw(samples, channels, POSITIONS).detach()
+    center = draw(channels).detach() if norm else None
+    scale, shift = (draw(channels), draw(channels)) if norm else (None, None)
+    w1, w2 = draw(hidden, channels, scale=channels**-0.5), draw(channels, hidden)
+    b1, b2 = (draw(hidden), draw(channels)) if biases else (None, None)
+    centered, u = x, x
+    if norm:
+        centered = x - center[:, None]
+        u = centered * scale[:, None] + shift[:, None]
+    v = ACTS[norm_act](u)
+    z = v.mean(2)
+    p1 = torch.nn.functional.linear(z, w1, b1)
+    h = ACTS[act](p1)
+    p2 = torch.nn.functional.linear(h, w2, b2)
+    g = GATES[gate](p2)
+    sources = {"dp1": p1, "dp2": p2, "dz": z}
+    if norm:
+        sources |= {"of_shift": shift, "of_scale": scale}
+    found = torch.autograd.grad((v * g[:, :, None] * dy).sum(), sources.values(), retain_graph=True)
+    squeezed = norm_act != "identity" or not norm  # z is given
+    exact = dict(zip(sources, found)) | {"p1": p1, "g": g, "h": h}
+    exact["z"] = z.new_empty(0) if squeezed else z
+    exact["share"] = exact.pop("dz") / POSITIONS
+    for name in ("of_shift", "of_scale"):
+        exact.setdefault(name, z.new_empty(0))
+    mean = x.mean(2)
+    exact |= {"center": x.mean((0, 2)), "var": x.var((0, 2), correction=0)}
+
+    [slope] = torch.autograd.grad(v.sum(), u)
+    terms = (dy * slope, dy * slope * centered)
+    if norm_act != "identity":
+        terms += (dy * v, slope, slope * centered)
+    planes, own_norm = (z, (None,) * 3) if squeezed else (mean, (center, scale, shift))
+    sums = torch.stack([term.sum(2) for term in terms])
+    weights = shape(w1), b1, shape(w2), b2
+    arguments = {
+        "merge_moments": (mean, (x - mean[:, :, None]).square().sum(2), POSITIONS),
+        "norm_excite": (planes, *own_norm, *weights, act, gate),
+        "norm_excite_backward": (
+            sums, planes, center, scale, shift, p1, g, *weights[::2], act, gate, POSITIONS
+        ),
+    }  # fmt: skip
+    detached = {name: tuple(map(_detached, row)) for name, row in arguments.items()}
+    return Case(detached, {name: t.detach() for name, t in exact.items()})
+
+
+def _detached(argument):
+    return argument.detach() if isinstance(argument, Tensor) else argument
+
+
+def in_dtype(arguments, dtype):
+    return tuple(a.to(dtype) if isinstance(a, Tensor) else a for a in arguments)
+
+
+def call(operator: str, arguments, namespace=torch.ops.se_fused) -> dict[str, Tensor]:
+    return dict(zip(RESULTS[operator], getattr(namespace, operator)(*arguments)))
+
+
+def check_float64(case: Case, operator: str):
+    for name, found in call(operator, case.arguments[operator]).items():
+        torch.testing.assert_close(found, case.exact[name], rtol=1e-11, atol=1e-12, msg=name)
+
+
+def check_float32(case: Case, operator: str, weights=torch.float32):
+    narrow = in_dtype(case.arguments[operator], torch.float32)
+    with torch.no_grad():
+        rounded = tuple(
+            a.to(weights).float() if isinstance(a, Tensor) and name in ("w1", "b1", "w2", "b2")
+            else a for name, a in zip(ARGUMENT_NAMES[operator], narrow)
+        )
+        exact = call(operator, in_dtype(rounded, torch.float64))
+        eager = call(operator, rounded, between)
+    given = tuple(
+        a.to(weights) if isinstance(a, Tensor) and name in ("w1", "b1", "w2", "b2") else a
+        for name, a in zip(ARGUMENT_NAMES[operator], rounded)
+    )
+    for name, found in call(operator, given).items():
+        assert found.dtype == torch.float32, name
+        assert_no_worse(name, found, exact[name], error(eager[name], exact[name]))
+
+
+ARGUMENT_NAMES = {
+    "merge_moments": ("planes", "m2", "positions"),
+    "norm_excite": (
+        "planes", "center", "scale", "shift", "w1", "b1", "w2", "b2", "act", "gate"
+    ),
+    "norm_excite_backward": (
+        "sums", "planes", "center", "scale", "shift", "p1", "g", "w1", "w2", "act", "gate",
+        "positions",
+    ),
+}  # fmt: skip
+
+
+@each_operator
+@each_size
+@each_block
+def test_float64_is_what_autograd_finds(place, operator, size, norm, norm_act):
+    check_float64(make_case(size, norm, norm_act, device=place.device), operator)
+
+
+@each_operator
+@each_size
+@each_block
+def test_float32_is_no_worse_than_plain(place, operator, size, norm, norm_act):
+    check_float32(make_case(size, norm, norm_act, device=place.device), operator)
+
+
+@pytest.mark.parametrize("operator", ["norm_excite", "norm_excite_backward"])
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("gate", GATES)
+def test_every_activation(place, operator, act, gate):
+    check_float64(make_case((3, 19, 5), act=act, gate=gate, device=place.device), operator)
+
+
+@pytest.mark.parametrize("operator", ["norm_excite", "norm_excite_backward"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_16_bit_weights(place, operator, dtype):
+    check_float32(make_case((3, 19, 5), device=place.device), operator, dtype)
+
+
+@pytest.mark.parametrize("operator", ["norm_excite", "norm_excite_backward"])
+def test_weights_of_convolutions_in_any_stride_and_no_biases(place, operator):
+    def strided(w):
+        return w.t().contiguous().t()[..., None, None]
+
+    case = make_case((3, 19, 5), biases=False, shape=strided, device=place.device)
+    check_float64(case, operator)
+
+
+def test_moments_of_means_much_larger_than_their_differences(place):
+    planes = 1e4 + torch.randn(7, 5, dtype=torch.float64)
+    m2 = torch.rand(7, 5, dtype=torch.float64)
+    arguments = (planes.float().to(place.device), m2.float().to(place.device), POSITIONS)
+    exact = between.merge_moments(*in_dtype(arguments, torch.float64))
+    found = torch.ops.se_fused.merge_moments(*arguments)
+    torch.testing.assert_close(found[0].double(), exact[0], rtol=1e-7, atol=0)
+    torch.testing.assert_close(found[1].double(), exact[1], rtol=1e-3, atol=0)
+
+
+@each_operator
+@pytest.mark.parametrize("device", ["meta", "fake-cpu"])
+@pytest.mark.parametrize("namespace", [torch.ops.se_fused, ops], ids=["operator", "as-functional"])
+@each_block
+def test_fake_results_agree_with_real_ones(place, operator, device, namespace, norm, norm_act):
+    arguments = make_case((3, 19, 5), norm, norm_act).arguments[operator]
+    check_fakes(call, operator, arguments, device, namespace)
+
+
+@each_operator
+@each_block
+def test_opcheck(place, operator, norm, norm_act):
+    arguments = make_case((3, 19, 5), norm, norm_act, device=place.device).arguments[operator]
+    # opcheck compares two calls exactly; NaN-filled scratch would be compared as well.
+    torch.use_deterministic_algorithms(False)
+    torch.library.opcheck(getattr(torch.ops.se_fused, operator).default, arguments)
