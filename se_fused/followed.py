@@ -7,7 +7,7 @@ references to the module and isinstance with its class stay good.
 
 import copyreg
 import types
-from functools import cache
+from functools import cache, wraps
 
 import torch
 import torch.fx
@@ -42,24 +42,33 @@ class WithSE(nn.Module, metaclass=_Meta):
 class FollowedBySE(WithSE):
     """``se(module(x))``"""
 
-    def forward(self, x, *args, **kwargs):
-        if self.is_layer and isinstance(x, torch.fx.Proxy):
-            return traced(self, x, *args)
-        return self._modules[self.se_name](super().forward(x, *args, **kwargs))
+    @staticmethod
+    def around(library: type[nn.Module]):
+        def forward(self, *args, **kwargs):
+            if self.is_layer and any([isinstance(a, torch.fx.Proxy) for a in args]):
+                return traced(self, *args)
+            return self._modules[self.se_name](library.forward(self, *args, **kwargs))
+
+        return forward
 
 
 class PrecededBySE(WithSE):
     """``module(se(x))``"""
 
-    def forward(self, x, *args, **kwargs):
-        if self.is_layer and isinstance(x, torch.fx.Proxy):
-            return traced(self, x, *args)
-        return super().forward(self._modules[self.se_name](x), *args, **kwargs)
+    @staticmethod
+    def around(library: type[nn.Module]):
+        def forward(self, x, *args, **kwargs):
+            if self.is_layer and isinstance(x, torch.fx.Proxy):
+                return traced(self, x, *args)
+            return library.forward(self, self._modules[self.se_name](x), *args, **kwargs)
+
+        return forward
 
 
 @cache
 def _class_with_se(side: type[WithSE], library: type[nn.Module], se_name: str) -> type:
     members = {
+        "forward": wraps(library.forward)(side.around(library)),
         "without_se": library,
         "se_name": se_name,
         "is_layer": issubclass(library, _BatchNorm) or library.__module__.startswith("torch.nn."),
