@@ -319,13 +319,13 @@ def test_deepcopy_and_pickle(inserted):
         assert_same(step(network, x), expected)
 
 
-@pytest.mark.parametrize("where", ["standard", "pre", "post", "identity", "conv3x3"])
+@pytest.mark.parametrize("where", ["standard", "pre"])
 def test_compiled_whole(where):
-    network = RESNETS["torchvision-bottleneck"]().layer1
+    network = RESNETS["torchvision-basic"]().layer1.double()
     insert_se(network, where=where)
-    x = torch.randn(2, 64, 8, 8)
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), network(x))
+    x = torch.randn(2, 64, 8, 8, dtype=torch.float64)
+    compiled = torch.compile(copy.deepcopy(network), fullgraph=True, backend="aot_eager")
+    assert_same(step(compiled, x), step(network, x))
 
 
 def test_fx_sees_layers_as_such(inserted):

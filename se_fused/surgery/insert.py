@@ -1,6 +1,6 @@
 """``insert_se``, which puts SE into networks that have none, and ``remove_se``, which undoes it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 
 from torch import nn
@@ -18,11 +18,11 @@ from se_fused.surgery.sites import check_has_no_se, chosen, known
 def insert_se(
     model: nn.Module,
     *,
-    reduction: float | Iterable[float] = 16,
+    reduction: float | Sequence[float] = 16,
     where: str = "standard",
     stages: Iterable[int] | None = None,
     bias: bool = True,
-    squeeze: str | Iterable[str] = "avg",
+    squeeze: str | Sequence[str] = "avg",
     gate="sigmoid",
     act="relu",
     blocks: Callable[[str, nn.Module], int | None] | None = None,
