@@ -1,45 +1,21 @@
-"""fuse on SE that was inserted: a layer that its own SE follows is the layer, then SE."""
+"""fuse on SE that was inserted: a layer that its own SE follows is the layer, then SE.
+
+test_fuse_networks.py has whole networks.
+"""
 
 import copy
 import pickle
-from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_resnets import RESNETS
 from residual_blocks import Block, C, Net, assert_same_steps, block_with, images, recorded_calls
-from test_fuse_networks import END, RELU, SE, assert_same, train, without_chance
-from test_insert import RESNETS
-from test_networks import from_timm, from_torchvision
 from torch import nn
 
 from se_fused import fuse, insert_se, remove_se, unfuse
 
-ADD = "BatchNorm + SE + add"
-NETWORKS = {
-    "torchvision-resnet18": (lambda: from_torchvision("resnet18"), {END: 8}),
-    "timm-resnet18": (lambda: from_timm("resnet18"), {END: 8}),
-    "torchvision-bottlenecks": (lambda: (RESNETS["torchvision-bottleneck"](), (64, 64)), {END: 5}),
-    "mobilenet-v2": (lambda: from_timm("mobilenetv2_035"), {ADD: 10, SE: 7}),
-    "shufflenet-v2": (lambda: from_torchvision("shufflenet_v2_x0_5"), {RELU: 16}),
-}
-
-
-@pytest.mark.parametrize("make, covered", NETWORKS.values(), ids=NETWORKS)
-def test_same_training(monkeypatch, make, covered):
-    calls = recorded_calls(monkeypatch)
-    network, size = make()
-    unfused = without_chance(network.double())
-    insert_se(unfused, reduction=8)
-    fused = copy.deepcopy(unfused)
-    report = fuse(fused)
-    assert Counter(entry.covers for entry in report.replaced) == covered and not report.left
-
-    x = torch.randn(4, 3, *size, dtype=torch.float64)
-    assert_same(train(fused, x), train(unfused, x))
-    assert len(calls) == 4 * sum(covered.values())
-    assert len(unfuse(fused).replaced) == sum(covered.values())
-    assert [type(m) for m in fused.modules()] == [type(m) for m in unfused.modules()]
+SE, RELU, END = "BatchNorm + SE", "BatchNorm + relu + SE", "BatchNorm + SE + add + relu"
 
 
 def test_vgg_as_one_block():

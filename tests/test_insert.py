@@ -6,19 +6,16 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from plain_resnets import RESNETS, se_blocks
 from test_fuse_networks import assert_same, without_chance
 from torch import nn
 
 from se_fused import FusedSE, insert_se
 from se_fused.surgery.placements import WHERE
 
-WITHOUT = "not installed; the tests of blocks that the user chooses cover the mechanism"
+WITHOUT = "not installed; test_insert_options.py covers blocks that the user chooses"
 timm = pytest.importorskip("timm", reason=WITHOUT)
 torchvision = pytest.importorskip("torchvision", reason=WITHOUT)
-
-
-def se_blocks(network):
-    return [module for module in network.modules() if isinstance(module, FusedSE)]
 
 
 def by_hand(se: FusedSE):
@@ -68,22 +65,6 @@ UNITS = {
 }
 assert tuple(UNITS) == WHERE
 
-LAYERS = [2, 1, 1, 1]
-RESNETS = {
-    "torchvision-basic": lambda: torchvision.models.ResNet(
-        torchvision.models.resnet.BasicBlock, LAYERS, num_classes=3
-    ),
-    "torchvision-bottleneck": lambda: torchvision.models.ResNet(
-        torchvision.models.resnet.Bottleneck, LAYERS, num_classes=3, width_per_group=16
-    ),
-    "timm-basic": lambda: timm.models.resnet.ResNet(
-        timm.models.resnet.BasicBlock, LAYERS, num_classes=3, channels=(32, 32, 48, 64)
-    ),
-    "timm-bottleneck": lambda: timm.models.resnet.ResNet(
-        timm.models.resnet.Bottleneck, LAYERS, num_classes=3, channels=(16, 16, 24, 32),
-        avg_down=True,
-    ),
-}  # fmt: skip
 PLACED = {
     f"{name}-{where}": (make, where)
     for name, make in RESNETS.items()

@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
+from plain_resnets import RESNETS, se_blocks
 from residual_blocks import Block, C, Net, assert_same, images, step
 from se_modules import Cadene, Copied, NVIDIAGate
-from test_insert import RESNETS, se_blocks
 from torch import nn
 
 from se_fused import FusedSE, insert_se, remove_se, replace_se, restore_se

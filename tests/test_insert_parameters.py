@@ -11,7 +11,7 @@ from torch import nn
 
 from se_fused import FusedSE, insert_se
 
-WITHOUT = "not installed; test_insert.py covers blocks chosen by the user"
+WITHOUT = "not installed; test_insert_options.py covers blocks that the user chooses"
 timm = pytest.importorskip("timm", reason=WITHOUT)
 torchvision = pytest.importorskip("torchvision", reason=WITHOUT)
 
