@@ -1,6 +1,7 @@
 """Small ResNets of torchvision and timm, which have no SE, and what insert_se put into them."""
 
 import pytest
+import torch
 
 from se_fused import FusedSE
 
@@ -24,6 +25,12 @@ RESNETS = {
     "timm-basic": lambda: _timm("BasicBlock", channels=(32, 32, 48, 64)),
     "timm-bottleneck": lambda: _timm("Bottleneck", channels=(16, 16, 24, 32), avg_down=True),
 }
+
+
+def resnet(name="torchvision-bottleneck"):
+    """One without memory."""
+    with torch.device("meta"):
+        return RESNETS[name]()
 
 
 def se_blocks(network):
