@@ -100,7 +100,8 @@ def _inserted(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
     try:
         insert_se(fused)
     except ValueError as error:
-        raise RequestError(f"--model {name}: {error}") from None
+        reason = str(error).partition(";")[0]
+        raise RequestError(f"--model {name}: {reason}") from None
     eager = copy.deepcopy(fused)
     for block in se_names(fused):
         se = eager.get_submodule(block)
