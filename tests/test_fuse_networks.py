@@ -5,11 +5,12 @@ from collections import Counter
 
 import pytest
 import torch
+from plain_resnets import RESNETS
 from residual_blocks import recorded_calls
 from test_networks import from_monai, from_timm, from_torchvision, from_transformers
 from torch import nn
 
-from se_fused import replace_se
+from se_fused import insert_se, replace_se
 from se_fused.surgery import fuse, unfuse
 
 WITHOUT = "not installed; test_fuse.py covers the pattern"
@@ -29,6 +30,10 @@ def from_edge_blocks(squeeze_excite):
         for width, stride in ((3, 2), (16, 1))
     ]  # fmt: skip
     return nn.Sequential(*layers), (32, 32)
+
+
+def from_small_resnets(name):
+    return RESNETS[name](), (64, 64)
 
 
 # What is fused of each, and how often.
@@ -111,6 +116,33 @@ def test_same_training(monkeypatch, make, name, covered):
     fused.load_state_dict(eager.state_dict(), strict=True)
     assert len(unfuse(fused).replaced) == sum(covered.values())
     assert sum(type(m) is not c for m, c in zip(fused.modules(), classes)) == sum(covered.values())
+
+
+# The same of networks without SE, into which it was put.
+INSERTED = {
+    "tv-resnet18": (from_torchvision, "resnet18", {END: 8}),
+    "tv-bottlenecks": (from_small_resnets, "torchvision-bottleneck", {END: 5}),
+    "timm-resnet18": (from_timm, "resnet18", {END: 8}),
+    "timm-mobilenet-v2": (from_timm, "mobilenetv2_035", {"BatchNorm + SE + add": 10, SE: 7}),
+    "tv-shufflenet-v2": (from_torchvision, "shufflenet_v2_x0_5", {RELU: 16}),
+}
+
+
+@pytest.mark.parametrize("make, name, covered", INSERTED.values(), ids=INSERTED)
+def test_same_training_with_inserted_se(monkeypatch, make, name, covered):
+    calls = recorded_calls(monkeypatch)
+    unfused, size = make(name)
+    unfused = without_chance(unfused.double())
+    insert_se(unfused, reduction=8)
+    fused = copy.deepcopy(unfused)
+    report = fuse(fused)
+    assert Counter(entry.covers for entry in report.replaced) == covered and not report.left
+
+    x = torch.randn(4, 3, *size, dtype=torch.float64)
+    assert_same(train(fused, x), train(unfused, x))
+    assert len(calls) == 4 * sum(covered.values())
+    assert len(unfuse(fused).replaced) == sum(covered.values())
+    assert [type(m) for m in fused.modules()] == [type(m) for m in unfused.modules()]
 
 
 def test_drop_path_ends_the_fusion():
