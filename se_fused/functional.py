@@ -4,6 +4,8 @@ Source of the formulas: Hu et al., "Squeeze-and-Excitation Networks", arXiv 1709
 written out with their gradients in ``se_fused/backends/__init__.py``.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -32,6 +34,7 @@ def squeeze_excite(
     *,
     act: str = "relu",
     gate: str = "sigmoid",
+    on_gate: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """The whole block: ``x * gate(F.linear(act(F.linear(x.mean(spatial), w1, b1)), w2, b2))``.
 
@@ -43,6 +46,8 @@ def squeeze_excite(
             Parameters have x's dtype, or float32 where x is bfloat16 or float16.
         act: identity, relu, silu, hardswish, leaky_relu (slope 0.01) or gelu (exact).
         gate: identity, relu, sigmoid, hardsigmoid or tanh.
+        on_gate: called with the gates of this call, ``[N, C]``, detached, float32 (float64 for
+            float64), which are not to be written to.
 
     Returns:
         A tensor with x's shape, dtype and layout. Sums and the excitation are computed in float32
@@ -61,11 +66,13 @@ def squeeze_excite(
     checks.choice(gate, GATES, "gate")
     if is_plain:
         with without_autocast(x):
-            return eager.squeeze_excite(x, w1, b1, w2, b2, act, gate)[0]
+            y, _, g = eager.squeeze_excite(x, w1, b1, w2, b2, act, gate)
+        return observed(y, g, on_gate)
     x = dense(x)
     if torch.is_grad_enabled() and any_requires_grad(x, w1, b1, w2, b2):
-        return _SqueezeExcite.apply(x, w1, b1, w2, b2, act, gate)
-    return ops.squeeze_excite(x, w1, b1, w2, b2, act, gate)[0]
+        return _SqueezeExcite.apply(x, w1, b1, w2, b2, act, gate, on_gate)
+    y, _, g = ops.squeeze_excite(x, w1, b1, w2, b2, act, gate)
+    return observed(y, g, on_gate)
 
 
 def squeeze(x: Tensor) -> Tensor:
@@ -101,11 +108,11 @@ def rescale(x: Tensor, gate: Tensor) -> Tensor:
 
 class _SqueezeExcite(Function):
     @staticmethod
-    def forward(ctx, x, w1, b1, w2, b2, act, gate):
+    def forward(ctx, x, w1, b1, w2, b2, act, gate, on_gate):
         y, z, g = ops.squeeze_excite(x, w1, b1, w2, b2, act, gate)
         ctx.save_for_backward(x, z, g, w1, b1, w2, b2)
         ctx.act, ctx.gate = act, gate
-        return y
+        return observed(y, g, on_gate)
 
     @staticmethod
     def backward(ctx, dy):
@@ -115,8 +122,8 @@ class _SqueezeExcite(Function):
                 forward = lambda x, w1, b1, w2, b2: eager.squeeze_excite(
                     x, w1, b1, w2, b2, ctx.act, ctx.gate
                 )[0]
-                return *eager_gradients(ctx, forward, (x, w1, b1, w2, b2), dy), None, None
-            need_x, need_w1, need_b1, need_w2, need_b2, _, _ = ctx.needs_input_grad
+                return *eager_gradients(ctx, forward, (x, w1, b1, w2, b2), dy), *[None] * 3
+            need_x, need_w1, need_b1, need_w2, need_b2, *_ = ctx.needs_input_grad
             if need_x:
                 dx, dp1, h, dp2 = ops.squeeze_excite_backward(
                     dy, x, z, g, w1, b1, w2, b2, ctx.act, ctx.gate
@@ -130,8 +137,7 @@ class _SqueezeExcite(Function):
                 dp1.sum(0).to(b1.dtype) if need_b1 else None,
                 weight_gradient(dp2, h, w2) if need_w2 else None,
                 dp2.sum(0).to(b2.dtype) if need_b2 else None,
-                None,
-                None,
+                *[None] * 3,
             )
 
 
@@ -169,6 +175,13 @@ class _Rescale(Function):
         else:
             dx, dg = None, ops.gate_gradient(dy, x)
         return dx, dg.to(gate.dtype).view(gate.shape)
+
+
+def observed(y: Tensor, g: Tensor, on_gate) -> Tensor:
+    """y, after its gates were shown to whoever asks for them."""
+    if on_gate is not None:
+        on_gate(g.detach())
+    return y
 
 
 def _acc_gate(gate: Tensor, x: Tensor) -> Tensor:
