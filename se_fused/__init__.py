@@ -1,6 +1,7 @@
 """Fused squeeze-and-excitation for PyTorch."""
 
 from se_fused.functional import rescale, squeeze, squeeze_excite
+from se_fused.gates import record_gates
 from se_fused.module import FusedSE
 from se_fused.norm import FusedBatchNormSE
 from se_fused.ops import backend
@@ -15,6 +16,7 @@ __all__ = [
     "backend",
     "batch_norm_squeeze_excite",
     "fuse",
+    "record_gates",
     "replace_se",
     "rescale",
     "restore_se",

@@ -56,6 +56,7 @@ class FusedSE(nn.Module):
     add_maxpool = False
     add_residual = False  # y = x * g + x
     takes_a_plain_map = True  # [N, C, *spatial], and returns it rescaled, nothing else
+    on_gate: Callable[[Tensor], None] | None = None  # called with the gates while they are recorded
 
     def __init__(
         self,
@@ -95,7 +96,12 @@ class FusedSE(nn.Module):
         if names is not None:
             fc1, _, fc2, _, _ = layers
             return functional.squeeze_excite(
-                x, *parameters_of(fc1), *parameters_of(fc2), act=names[0], gate=names[1]
+                x,
+                *parameters_of(fc1),
+                *parameters_of(fc2),
+                act=names[0],
+                gate=names[1],
+                on_gate=self.on_gate,
             )
         return functional.rescale(x, self._gate(x, *layers))
 
@@ -109,6 +115,8 @@ class FusedSE(nn.Module):
         if norm is not None:
             p = norm(p)
         g = gate(p if fc2 is None else fc2(act(p)))
+        if self.on_gate is not None:
+            self.on_gate(g.detach().flatten(1))
         if self.add_residual:
             return 1 + g.to(z.dtype)
         # rescale takes a gate of x's dtype or wider; autocast may have lowered it below x's.

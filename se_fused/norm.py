@@ -131,6 +131,7 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
         gate=function_name(gate),
         post_act=_name(post_act),
         process_group=_process_group(bn),
+        on_gate=se.on_gate,
     )
 
 
