@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from errors import RequestError
 from torch import nn
 
-from se_fused import FusedSE, replace_se
+from se_fused import FusedSE, insert_se, replace_se
 from se_fused.surgery import Report, fuse
 
 DEFAULT = "se_resnet20"
+INSERTED = "se_"  # before the name of a network without SE
 
 
 class SqueezeExcite(nn.Module):
@@ -81,13 +82,31 @@ class SEResNet20(nn.Module):
 def eager_and_fused(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
     """The network ``name`` and a copy of it, same weights, whose SE blocks are replaced.
 
-    Names are looked up in timm, then in torchvision.
+    Names are looked up in timm, then in torchvision; ``se_<name>`` is the network ``name`` with SE
+    put into it.
     """
+    if name != DEFAULT and name.startswith(INSERTED):
+        return _inserted(name, num_classes)
     eager = SEResNet20(num_classes) if name == DEFAULT else _from_library(name, num_classes)
     fused = copy.deepcopy(eager)
     replace_se(fused)
     if not se_names(fused):
         raise RequestError(f"--model {name}: contains no SE block that FusedSE can replace")
+    return eager, fused
+
+
+def _inserted(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    fused = _from_library(name.removeprefix(INSERTED), num_classes)
+    try:
+        insert_se(fused)
+    except ValueError as error:
+        raise RequestError(f"--model {name}: {error}") from None
+    eager = copy.deepcopy(fused)
+    for block in se_names(fused):
+        se = eager.get_submodule(block)
+        plain = SqueezeExcite(se.fc1.in_channels, se.fc1.out_channels)
+        plain.load_state_dict(se.state_dict())
+        eager.set_submodule(block, plain)
     return eager, fused
 
 
@@ -135,7 +154,10 @@ def _from_library(name, num_classes):
         libraries.append("torchvision (not installed)")
     else:
         if name in zoo.list_models(module=zoo):
-            return zoo.get_model(name, weights=None, num_classes=num_classes)
+            # These return their auxiliary classifiers' results in training, else.
+            has_aux = name in ("googlenet", "inception_v3")
+            options = {"aux_logits": False, "init_weights": True} if has_aux else {}
+            return zoo.get_model(name, weights=None, num_classes=num_classes, **options)
         libraries.append("torchvision")
     raise RequestError(
         f"--model {name}: not {DEFAULT}, and not found in {' or '.join(libraries)}"

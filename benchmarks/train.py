@@ -45,7 +45,10 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--data", default="digits", help=f"{data.KINDS} (default: %(default)s)")
     add("--image-size", type=positive, default=224, help="of imagefolder (default: %(default)s)")
-    add("--model", default=models.DEFAULT, help="or any SE network of timm, torchvision")
+    add(
+        "--model", default=models.DEFAULT,
+        help="or any SE network of timm, torchvision, or se_NAME: SE put into any of insert_se's",
+    )  # fmt: skip
     add("--device", help="default: cuda where there is one, else cpu")
     add("--amp", choices=list(AMP_DTYPES), help="autocast to this dtype")
     add("--channels-last", action="store_true")

@@ -5,7 +5,7 @@ from se_fused.gates import record_gates
 from se_fused.module import FusedSE
 from se_fused.norm import FusedBatchNormSE
 from se_fused.ops import backend
-from se_fused.surgery import fuse, replace_se, restore_se, unfuse
+from se_fused.surgery import fuse, insert_se, remove_se, replace_se, restore_se, unfuse
 from se_fused.tail import batch_norm_squeeze_excite, squeeze_excite_add_act
 from se_fused.version import __version__
 
@@ -16,7 +16,9 @@ __all__ = [
     "backend",
     "batch_norm_squeeze_excite",
     "fuse",
+    "insert_se",
     "record_gates",
+    "remove_se",
     "replace_se",
     "rescale",
     "restore_se",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from se_fused import tail
 from se_fused.activations import NORM_ACTS, POST_ACTS, function_name, make_module
+from se_fused.followed import call_before, class_before
 from se_fused.layout import acc_dtype
 from se_fused.module import FusedSE, has_hooks, parameters_of, traced
 
@@ -107,7 +108,8 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
     """``post_act(se(act(bn(x))) + residual)`` of modules that a model has: fused where they allow
     it at this call, else one after another.
 
-    Where bn is timm's BatchNormAct2d, act is the one inside it.
+    Where bn is timm's BatchNormAct2d, act is the one inside it. Where bn or act has se as its own
+    child, as after ``insert_se``, it is called without it.
     """
     if not _is_fused(bn, act, se, x, residual, post_act):
         return _one_by_one(bn, act, se, x, residual, post_act)
@@ -126,11 +128,11 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
         training=bn.training or bn.running_mean is None,
         momentum=_count_batch(bn, is_tracking),
         eps=bn.eps,
-        norm_act=_name(act),
+        norm_act=_name(act, se),
         act=function_name(inner_act),
         gate=function_name(gate),
         post_act=_name(post_act),
-        process_group=_process_group(bn),
+        process_group=_process_group(bn, se),
         on_gate=se.on_gate,
     )
 
@@ -138,8 +140,8 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
 def may_fuse(bn, act, se, post_act=None) -> bool:
     """Whether nothing about the modules speaks against it."""
     return (
-        _dims_of(bn) is not None
-        and _name(act) in NORM_ACTS
+        _dims_of(bn, se) is not None
+        and _name(act, se) in NORM_ACTS
         and _name(post_act) in POST_ACTS
         and isinstance(se, FusedSE)
         and se.takes_a_plain_map
@@ -151,7 +153,7 @@ def may_fuse(bn, act, se, post_act=None) -> bool:
 def _is_fused(bn, act, se, x, residual, post_act) -> bool:
     if not isinstance(x, Tensor) or not may_fuse(bn, act, se, post_act):
         return False
-    if x.dim() not in _dims_of(bn):
+    if x.dim() not in _dims_of(bn, se):
         return False
     accepted = x.dtype, acc_dtype(x.dtype)
     own = bn.weight, bn.bias, bn.running_mean, bn.running_var
@@ -166,25 +168,25 @@ def _is_fused(bn, act, se, x, residual, post_act) -> bool:
 
 
 def _one_by_one(bn, act, se, x, residual, post_act):
-    x = bn(x)
-    has_own_act = type(bn) not in BATCH_NORMS and act is getattr(bn, "act", None)
+    x = call_before(bn, se, x)
+    has_own_act = class_before(bn, se) not in BATCH_NORMS and act is getattr(bn, "act", None)
     if act is not None and not has_own_act:
-        x = act(x)
+        x = call_before(act, se, x)
     y = se(x)
     if residual is not None:
         y = y + residual
     return y if post_act is None else post_act(y)
 
 
-def _dims_of(bn) -> tuple[int, ...] | None:
-    cls = type(bn)
+def _dims_of(bn, se) -> tuple[int, ...] | None:
+    cls = class_before(bn, se)
     if (cls.__module__, cls.__qualname__) == NORM_ACT and type(bn.drop) is nn.Identity:
         return BATCH_NORMS[nn.BatchNorm2d]
     return BATCH_NORMS.get(cls)
 
 
-def _name(act) -> str | None:
-    return "identity" if act is None else function_name(act)
+def _name(act, se=None) -> str | None:
+    return "identity" if act is None else function_name(act, class_before(act, se))
 
 
 def _count_batch(bn, is_tracking: bool) -> float:
@@ -196,8 +198,8 @@ def _count_batch(bn, is_tracking: bool) -> float:
     return 0.0 if bn.momentum is None else bn.momentum
 
 
-def _process_group(bn):
-    if type(bn) is not nn.SyncBatchNorm or not bn.training:
+def _process_group(bn, se):
+    if class_before(bn, se) is not nn.SyncBatchNorm or not bn.training:
         return None
     if not (dist.is_available() and dist.is_initialized()):
         return None

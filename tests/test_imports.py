@@ -16,6 +16,7 @@ ARROW = (
     "gates",
     "surgery",
     "norm",
+    "followed",
     "module",
     "tail",
     "functional",

@@ -6,7 +6,7 @@ from torch.fx import Graph
 from se_fused.module import FusedSE
 from se_fused.surgery.blocks import FusedBlock, fuse_block, unfuse_block
 from se_fused.surgery.families import path_of
-from se_fused.surgery.graph import Left, containers, trace
+from se_fused.surgery.graph import Left, containers, is_layer_with_se, trace
 from se_fused.surgery.pattern import Match, Outside, check_se, find
 from se_fused.surgery.report import Entry, Fused, Report
 
@@ -89,7 +89,8 @@ class _Search:
 
     def _match(self, block: str, name: str) -> Match:
         module = self.modules[block]
-        if type(module).forward is nn.Module.forward:  # nn.ModuleList
+        is_no_block = type(module).forward is nn.Module.forward  # nn.ModuleList
+        if is_no_block or is_layer_with_se(module):
             raise Outside("no forward around it calls it")
         if block not in self.graphs:
             try:

@@ -1,4 +1,4 @@
-"""What ``replace_se`` and ``fuse`` say that they did."""
+"""What ``replace_se``, ``insert_se`` and ``fuse`` say that they did."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,12 +20,20 @@ class Fused(NamedTuple):
     covers: str
 
 
+class Inserted(NamedTuple):
+    """One SE block put into a model: its name, the class of the block that it is in, its width."""
+
+    name: str
+    cls: str
+    width: str
+
+
 @dataclass
 class Report:
     """The SE modules that were found; prints as a table."""
 
     action: str = "replaced"
-    replaced: list[Entry | Fused] = field(default_factory=list)
+    replaced: list[Entry | Fused | Inserted] = field(default_factory=list)
     left: list[Entry] = field(default_factory=list)
 
     def __str__(self) -> str:

@@ -1,0 +1,215 @@
+"""``insert_se``, which puts SE into networks that have none, and ``remove_se``, which undoes it."""
+
+from collections.abc import Callable, Iterable
+from numbers import Real
+
+from torch import nn
+
+from se_fused import checks
+from se_fused.activations import make_module
+from se_fused.followed import FollowedBySE, PrecededBySE, WithSE, add_se, take_se_off
+from se_fused.module import FusedSE
+from se_fused.surgery.families import path_of
+from se_fused.surgery.placements import WHERE, Site
+from se_fused.surgery.report import Entry, Inserted, Report
+from se_fused.surgery.sites import check_has_no_se, chosen, known
+
+
+def insert_se(
+    model: nn.Module,
+    *,
+    reduction: float | Iterable[float] = 16,
+    where: str = "standard",
+    stages: Iterable[int] | None = None,
+    bias: bool = True,
+    squeeze: str | Iterable[str] = "avg",
+    gate="sigmoid",
+    act="relu",
+    blocks: Callable[[str, nn.Module], int | None] | None = None,
+) -> Report:
+    """Puts ``FusedSE(C, rd_channels=C // reduction)`` into every block of a network that has no SE,
+    in place: ``insert_se(torchvision.models.resnet50())`` is SE-ResNet-50.
+
+    A layer that SE follows stays the same object, with another forward, and gets the SE block as a
+    child. So state-dict keys are what they were, and a checkpoint of the plain network loads with
+    ``strict=False``: only the keys of SE are missing (``layer1.0.bn3.se.fc1.weight``). ``fuse``
+    fuses what was inserted with what stands around it. ``remove_se(model)`` undoes it.
+
+    =====================  ====================  =================================================
+    network                stages                standard: SE stands after
+    =====================  ====================  =================================================
+    ResNet, ResNeXt, Wide  2 to 5, conv2_x to    the last norm of the residual branch, before the
+    ResNet                 conv5_x               sum
+    VGG                    1 to 5                the ReLU of each convolution
+    GoogLeNet              3 to 5                each Inception module
+    Inception-v3           5 to 7, Mixed_5b to   each Inception module
+                           Mixed_7c
+    Inception-ResNet-v2    5 to 7                the last convolution of the residual branch; each
+                                                 module that is not residual
+    MobileNetV1            1 to 5                each pointwise convolution with norm and ReLU
+    MobileNetV2            1 to 7                the last norm of the residual branch
+    ShuffleNetV2           2 to 4                the branch with the convolutions, before the
+                                                 concatenation
+    =====================  ====================  =================================================
+
+    They are torchvision's and timm's (Inception-ResNet-v2 and MobileNetV1: timm's; GoogLeNet and
+    ShuffleNetV2: torchvision's), also as parts of other models.
+
+    Args:
+        model: the network.
+        reduction: r; the hidden width is C // r, not rounded to a multiple of anything.
+        where: "standard"; in a ResNet also "pre", before the residual branch; "post", after the
+            sum and its ReLU; "identity", on the identity branch, after its projection if it has
+            one; in its bottlenecks "conv3x3", after the 3×3 convolution and its norm. In a
+            MobileNet the same but "identity"; "conv3x3" is after the ReLU there.
+        stages: the numbers of those that get SE, as above; all by default.
+        bias: whether the layers of SE have biases; the paper's ablations have none.
+        squeeze, gate, act: as ``FusedSE`` takes them.
+        blocks: for networks of other classes, instead of the table: called with the name of each
+            module and the module, it returns the channels of its output where SE is to follow it,
+            else None. Of a Sequential it follows the last module. There are no stages then.
+
+        ``reduction``, ``squeeze`` and ``gate`` may be lists: one value for each of ``stages``, or
+        for each stage of the network.
+
+    The parameters are on the device and of the dtype of the layer's own, in its training mode, and
+    initialised as ``FusedSE``'s. Optimizers do not know them yet. What builds a layer anew from its
+    attributes (``convert_sync_batchnorm``) drops the SE after it: do that first.
+
+    Returns:
+        A report of the SE blocks (as ``replaced``); it prints as a table.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, by name, before anything is changed; a model that
+            has SE already, or no block of the table; a reduction that leaves no hidden unit.
+
+    Source: Hu et al., arXiv 1709.01507, figures 2, 3 and 5, tables 10 to 15.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    checks.choice(where, WHERE, "where")
+    make_module(act, "act")
+    check_has_no_se(model)
+    if blocks is None:
+        sites = known(model, where)
+        own = sorted({site.stage for site in sites if site.stage is not None})
+    else:
+        sites, own = chosen(model, where, blocks), []
+    asked = own if stages is None else _checked_stages(stages, own)
+    options = {
+        name: _by_stage(value, name, asked)
+        for name, value in (("reduction", reduction), ("squeeze", squeeze), ("gate", gate))
+    }
+    _check_numbered(sites, stages, reduction, squeeze, gate)
+    sites = [site for site in sites if stages is None or site.stage in asked]
+    built = []
+    for site in sites:
+        r, squeeze, gate = (options[name](site.stage) for name in ("reduction", "squeeze", "gate"))
+        se = FusedSE(
+            site.channels,
+            rd_channels=_hidden_width(site, r),
+            bias=bias,
+            act_layer=act,
+            gate_layer=gate,
+            **({} if squeeze == "avg" else {"squeeze": squeeze}),
+            **_factory(model, site),
+        )
+        built.append(se)
+    return _insert(model, sites, built)
+
+
+def _insert(model: nn.Module, sites: list[Site], built: list[FusedSE]) -> Report:
+    for site, se in zip(sites, built):
+        if site.child is not None:
+            block, attribute = site.child
+            site.layer.train(block.training)
+            setattr(block, attribute, site.layer)
+        add_se(site.layer, PrecededBySE if site.before else FollowedBySE, se)
+        se.train(site.layer.training)
+    names = {id(module): name for name, module in model.named_modules()}
+    inserted = [
+        Inserted(names[id(se)], site.cls, f"{site.channels} channels, {se.fc1.out_channels} hidden")
+        for site, se in zip(sites, built)
+    ]
+    return Report("inserted", inserted)
+
+
+def remove_se(model: nn.Module) -> Report:
+    """Undoes ``insert_se``, in place.
+
+    Returns:
+        A report of the SE blocks removed (as ``replaced``) and of those left, whose layers were
+        fused (``unfuse`` first) or wrapped after ``insert_se``.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    report = Report("removed")
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, WithSE):
+            continue
+        entry = Entry(f"{name}.{module.se_name}".lstrip("."), path_of(type(module.own_se)))
+        if "without_se" in vars(type(module)):
+            take_se_off(module)
+            report.replaced.append(entry)
+        else:
+            reason = "the class of what it follows was changed after insert_se"
+            report.left.append(entry._replace(reason=reason))
+    return report
+
+
+def _checked_stages(stages: Iterable[int], own: list[int]) -> list[int]:
+    stages = list(stages) if isinstance(stages, Iterable) else [stages]
+    of_model = f"of {', '.join(map(str, own))}" if own else "None for a model without stages"
+    if not stages or len({*stages}) < len(stages) or not {*stages} <= {*own}:
+        raise ValueError(f"stages must be some {of_model}, each once, got {stages}")
+    return stages
+
+
+def _check_numbered(sites: list[Site], stages, *options):
+    if stages is not None or any(map(_is_list, options)):
+        for site in sites:
+            if site.stage is None:
+                raise ValueError(f"stages: the name of {site.block} does not tell its stage")
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _by_stage(value, name: str, stages: list[int]) -> Callable[[int | None], object]:
+    """The value for a stage."""
+    if not _is_list(value):
+        values, default = {}, value
+    elif len(value) != len(stages):
+        raise ValueError(
+            f"{name} must be one value, or one for each of the stages "
+            f"{', '.join(map(str, stages)) or '(there are none)'}; got {len(value)}"
+        )
+    else:
+        values, default = dict(zip(stages, value)), None
+    for each in values.values() if values else [default]:
+        if name == "reduction" and not (isinstance(each, Real) and each > 0):
+            raise ValueError(f"reduction must be a positive number, got {each!r}")
+        if name == "gate":
+            make_module(each, "gate")
+    return lambda stage: values.get(stage, default)
+
+
+def _hidden_width(site: Site, reduction: float) -> int:
+    hidden = int(site.channels // reduction)
+    if hidden < 1:
+        stage = "" if site.stage is None else f" in stage {site.stage}"
+        raise ValueError(
+            f"reduction must leave a hidden unit; {reduction} leaves none of the "
+            f"{site.channels} channels of {site.block or 'the model'}{stage}"
+        )
+    return hidden
+
+
+def _factory(model: nn.Module, site: Site) -> dict:
+    """The device and the dtype of the nearest parameters."""
+    for module in (site.layer, model.get_submodule(site.block), model):
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                return {"device": parameter.device, "dtype": parameter.dtype}
+    return {}
