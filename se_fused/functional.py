@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from se_fused import checks, ops
+from se_fused import checks, maximum, ops
 from se_fused.activations import ACTS, GATES
 from se_fused.backends import eager
 from se_fused.differentiation import (
@@ -21,8 +21,9 @@ from se_fused.differentiation import (
     weight_gradient,
     without_autocast,
 )
-from se_fused.excitation import excitation_gradient
+from se_fused.excitation import excitation_gradient, observed
 from se_fused.layout import acc_dtype, dense, like
+from se_fused.maximum import SQUEEZES
 
 
 def squeeze_excite(
@@ -34,6 +35,7 @@ def squeeze_excite(
     *,
     act: str = "relu",
     gate: str = "sigmoid",
+    squeeze: str = "avg",
     on_gate: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """The whole block: ``x * gate(F.linear(act(F.linear(x.mean(spatial), w1, b1)), w2, b2))``.
@@ -41,11 +43,15 @@ def squeeze_excite(
     Args:
         x: feature map ``[N, C]`` to ``[N, C, D, H, W]``; float64, float32, bfloat16 or float16.
             contiguous and channels_last are native; any other stride pattern is copied once.
-        w1, b1: first layer, ``[R, C]`` (or ``[R, C, 1, 1]``) and ``[R]`` or None.
+        w1, b1: first layer, ``[R, C]`` (or ``[R, C, 1, 1]``) and ``[R]`` or None; ``[R, 2C]`` where
+            the squeeze is concat.
         w2, b2: second layer, ``[C, R]`` (or ``[C, R, 1, 1]``) and ``[C]`` or None.
             Parameters have x's dtype, or float32 where x is bfloat16 or float16.
         act: identity, relu, silu, hardswish, leaky_relu (slope 0.01) or gelu (exact).
         gate: identity, relu, sigmoid, hardsigmoid or tanh.
+        squeeze: avg, the mean; max, ``x.amax(spatial)``; avg_max, half the mean plus half the
+            maximum; concat, ``torch.cat([mean, maximum], 1)``. A maximum that several positions
+            share passes its gradient to them in equal parts, as torch.amax does.
         on_gate: called with the gates of this call, ``[N, C]``, detached, float32 (float64 for
             float64), which are not to be written to.
 
@@ -54,16 +60,22 @@ def squeeze_excite(
         (float64 for float64). Differentiable twice with respect to every tensor.
 
     Raises:
-        TypeError, ValueError: a wrong argument, by name, before anything is computed.
+        TypeError, ValueError: a wrong argument, by name, before anything is computed; the maximum
+            of no positions.
 
-    Source: Hu et al., arXiv 1709.01507, eq. 2-4.
+    Source: Hu et al., arXiv 1709.01507, eq. 2-4; table 11 for the maximum.
     """
     checks.feature_map(x, "x")
+    checks.choice(squeeze, SQUEEZES, "squeeze")
     is_plain = needs_plain_operators()
     if not is_plain or not torch.jit.is_tracing():  # sizes are tensors there; comparing them warns
-        checks.weights(x, w1, b1, w2, b2)
+        checks.weights(x, w1, b1, w2, b2, squeeze)
+        if squeeze != "avg":
+            checks.positions(x)
     checks.choice(act, ACTS, "act")
     checks.choice(gate, GATES, "gate")
+    if squeeze != "avg":
+        return maximum.squeeze_excite(x, w1, b1, w2, b2, act, gate, squeeze, on_gate)
     if is_plain:
         with without_autocast(x):
             y, _, g = eager.squeeze_excite(x, w1, b1, w2, b2, act, gate)
@@ -75,15 +87,21 @@ def squeeze_excite(
     return observed(y, g, on_gate)
 
 
-def squeeze(x: Tensor) -> Tensor:
+def squeeze(x: Tensor, kind: str = "avg") -> Tensor:
     """The mean of each channel: ``x.mean(spatial, dtype=torch.float32)``, ``[N, C]``.
 
     For excitations that ``squeeze_excite`` does not know: compute the gate from the result, then
-    ``rescale``. x as in ``squeeze_excite``; the result is float32 (float64 for float64).
+    ``rescale``. x as in ``squeeze_excite``; the result is float32 (float64 for float64). kind is
+    what ``squeeze_excite`` calls squeeze: avg, max, avg_max, or concat, ``[N, 2C]``.
 
-    Source: Hu et al., arXiv 1709.01507, eq. 2.
+    Source: Hu et al., arXiv 1709.01507, eq. 2; table 11 for the maximum.
     """
     checks.feature_map(x, "x")
+    checks.choice(kind, SQUEEZES, "kind")
+    if kind != "avg":
+        if not torch.jit.is_tracing():
+            checks.positions(x)
+        return maximum.squeeze(x, kind)
     return eager.squeeze(x) if needs_plain_operators() else _Squeeze.apply(dense(x))
 
 
@@ -175,13 +193,6 @@ class _Rescale(Function):
         else:
             dx, dg = None, ops.gate_gradient(dy, x)
         return dx, dg.to(gate.dtype).view(gate.shape)
-
-
-def observed(y: Tensor, g: Tensor, on_gate) -> Tensor:
-    """y, after its gates were shown to whoever asks for them."""
-    if on_gate is not None:
-        on_gate(g.detach())
-    return y
 
 
 def _acc_gate(gate: Tensor, x: Tensor) -> Tensor:

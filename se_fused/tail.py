@@ -25,8 +25,13 @@ from se_fused.differentiation import (
     weight_gradient,
     without_autocast,
 )
-from se_fused.excitation import excitation_gradient, first_layer, gates, squeeze_gradient
-from se_fused.functional import observed
+from se_fused.excitation import (
+    excitation_gradient,
+    first_layer,
+    gates,
+    observed,
+    squeeze_gradient,
+)
 from se_fused.layout import acc_dtype, dense, like
 from se_fused.passes import unpack
 from se_fused.statistics import Statistics
