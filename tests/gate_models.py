@@ -9,7 +9,7 @@ from residual_blocks import Block, Net
 from torch import nn
 from twins import C, PlainSE, R, twins
 
-from se_fused import FusedSE, fuse, record_gates, replace_se
+from se_fused import FusedSE, fuse, insert_se, record_gates, replace_se
 from se_fused.gates import GateRecord
 
 N = 4
@@ -29,6 +29,32 @@ def _fused_batch_norm():
     return plain, fused
 
 
+def _squeezed(kind):
+    plain = Net(PlainSE(add_maxpool=True)).double()
+    model = Net(FusedSE(C, rd_channels=R, squeeze=kind)).double()
+    model.load_state_dict(plain.state_dict())
+    return plain, model
+
+
+def _excitation():
+    plain = Net(PlainSE()).double()
+    se = plain.block
+    layers = nn.Sequential(nn.Unflatten(1, (C, 1, 1)), se.fc1, se.act, se.fc2, se.gate)
+    model = copy.deepcopy(plain)
+    model.block = FusedSE(C, excitation=copy.deepcopy(layers))
+    return plain, model
+
+
+def _inserted(fused):
+    plain = Net(nn.Sequential(nn.BatchNorm2d(C), PlainSE())).double()
+    model = Net(nn.Sequential(nn.BatchNorm2d(C))).double()
+    insert_se(model, reduction=C / R, blocks=lambda _, m: C if type(m) is nn.BatchNorm2d else None)
+    state = plain.state_dict()
+    model.load_state_dict({name.replace("block.1", "block.0.se"): t for name, t in state.items()})
+    assert not fused or len(fuse(model).replaced) == 1
+    return plain, model
+
+
 # Pairs of a model in plain PyTorch and ours, with the same parameters.
 MODELS = {
     "one-operator": lambda: twins("one-operator"),
@@ -36,6 +62,10 @@ MODELS = {
     "swapped": lambda: twins("swapped"),
     "fused-blocks": _fused,
     "fused-batch-norm": _fused_batch_norm,
+    "squeeze-by-avg-max": lambda: _squeezed("avg_max"),
+    "excitation-of-ones-own": _excitation,
+    "inserted": lambda: _inserted(fused=False),
+    "inserted-and-fused": lambda: _inserted(fused=True),
 }
 each_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 

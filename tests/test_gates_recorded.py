@@ -97,27 +97,28 @@ def test_nothing_but_the_sums_is_added(native_place, make, grad):
     assert Counter(operators()) == Counter(without)
 
 
+def _batch_norm(x, *weights, **options):
+    """By running statistics that leave the map as it is."""
+    ones = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    return se_fused.batch_norm_squeeze_excite(
+        x, 0 * ones, ones, None, None, *weights, eps=0.0, **options
+    )
+
+
 FUNCTIONS = {
-    "squeeze-excite": (se_fused.squeeze_excite, ()),
-    "add-act": (se_fused.squeeze_excite_add_act, (None,)),
-    "batch-norm": (se_fused.batch_norm_squeeze_excite, (None,) * 4),
+    "squeeze-excite": se_fused.squeeze_excite,
+    "add-act": lambda x, *args, **kw: se_fused.squeeze_excite_add_act(x, None, *args, **kw),
+    "batch-norm": _batch_norm,
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("grad", [True, False], ids=["training", "no-grad"])
-def test_on_gate_of_the_functions(place, name, dtype, grad):
-    """A BatchNorm by the running statistics of N(0, 1 − eps) leaves the map as it is."""
-    function, between = FUNCTIONS[name]
+def test_on_gate_of_the_functions(place, function, dtype, grad):
     inputs = make_inputs((3, 20, 5, 7), 4, place.device, dtype)
-    if name == "batch-norm":
-        ones = inputs.x.new_ones(20, dtype=torch.promote_types(dtype, torch.float32))
-        between = 0 * ones, ones, None, None
-    x, *weights = (t.detach().requires_grad_(grad) for t in inputs.tensors)
     found = []
-    options = dict(eps=0.0) if name == "batch-norm" else {}
-    function(x, *between, *weights, on_gate=found.append, **options)
+    function(*(t.detach().requires_grad_(grad) for t in inputs.tensors), on_gate=found.append)
     g, = found
     assert not g.requires_grad
     check({"g": g}, inputs)
