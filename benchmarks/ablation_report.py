@@ -140,8 +140,9 @@ def draw(result: dict, path):
             if row["paper"]:
                 paper.plot(row["paper"]["top1_error"], y, "s", color=PAPER)
             else:
-                paper.text(0.5, y, "not in the paper", va="center", ha="center", color="0.4",
-                           fontsize=8, transform=paper.get_yaxis_transform())  # fmt: skip
+                _say(paper, y, "not in the paper")
+            if "left" in row:
+                _say(accuracy, y, "leaves no hidden unit here")
         for ax in (accuracy, speed, paper):
             ax.set_yticks(range(len(rows)), names if ax is accuracy else [])
             ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -163,6 +164,13 @@ def draw(result: dict, path):
     figure.savefig(path, dpi=120)
     plt.close(figure)
     print(f"Plot: {path}")
+
+
+def _say(ax, y, words):
+    ax.text(
+        0.5, y, words, va="center", ha="center", color="0.4", fontsize=8,
+        transform=ax.get_yaxis_transform(),
+    )  # fmt: skip
 
 
 def _points(ax, spreads, scale):

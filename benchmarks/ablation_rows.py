@@ -118,9 +118,15 @@ def network(model: str, width: int, num_classes: int, se: SE | None, seed: int) 
                 f"{', '.join(map(str, stages))}; got {len(ratios)}"
             )
         for stage, ratio in zip(stages, ratios):
+            blocks = plain.blocks[STAGES[stage]]
+            channels = blocks[-1].conv2.out_channels
+            if channels < ratio:
+                raise ValueError(
+                    f"{ratio:g} leaves no hidden unit of the {channels} channels of stage {stage}"
+                )
             insert_se(
-                plain.blocks[STAGES[stage]], reduction=ratio, squeeze=se.squeeze, gate=se.gate,
-                bias=False, blocks=_followed(PLACES[se.where]),
+                blocks, reduction=ratio, squeeze=se.squeeze, gate=se.gate, bias=False,
+                blocks=_followed(PLACES[se.where]),
             )  # fmt: skip
     return plain
 

@@ -36,9 +36,11 @@ def test_sums_over_batches():
 
 
 LABELS = {
-    "tensors": ([torch.tensor([7, 3, 7, 7]), torch.tensor([3, 5])], [7, 3, 5]),
-    "ints": ([[7, 3, 7, 7], (3, 5)], [7, 3, 5]),
+    "tensors": ([torch.tensor([3, 5, 3, 3]), torch.tensor([5, 7])], [3, 5, 7]),
+    "ints": ([[3, 5, 3, 3], (5, 7)], [3, 5, 7]),
     "names": ([["cat", "dog", "cat", "cat"], ["dog", "owl"]], ["cat", "dog", "owl"]),
+    "both": ([[7, "a", 7, 7], ["a", "b"]], [7, "a", "b"]),
+    "later-ones-first": ([[5, 7, 5, 5], [7, 3]], [3, 5, 7]),
 }
 
 
@@ -48,9 +50,10 @@ def test_mean_per_class(labels, classes):
     record = record_of(se, *batches, labels=labels)
     g = torch.cat([gates_of(se, x) for x in batches])
     found = record.mean_per_class()[""]
-    assert list(found) == classes
-    for mean, samples in zip(found.values(), ([0, 2, 3], [1, 4], [5])):
-        assert_equal(mean, g[samples].mean(0))
+    assert list(found) == classes == record.classes
+    order = [classes.index(label) for batch in labels for label in [*batch]]
+    for index, mean in enumerate(found.values()):
+        assert_equal(mean, g[[i for i, own in enumerate(order) if own == index]].mean(0))
     assert_equal(record.mean()[""], g.mean(0))
 
 

@@ -104,6 +104,11 @@ class GateRecord:
         rows = [self._rows.setdefault(label, len(self._rows) + 1) for label in self._labels]
         self._row_of_sample = torch.tensor(rows, dtype=torch.int64, device="cpu")
 
+    @property
+    def classes(self) -> list[Label]:
+        """The labels that were set, in order, ints before names."""
+        return sorted(self._rows, key=lambda label: (isinstance(label, str), label))
+
     def mean(self) -> dict[str, Tensor]:
         """The mean gate of each channel over all samples: ``{block: [C]}``."""
         return {name: sums.mean for name, sums in self._ran().items()}
@@ -114,7 +119,9 @@ class GateRecord:
             raise RuntimeError("no labels were set: record.labels = labels before the model runs")
         return {
             name: {
-                label: sums.mean_of(row) for label, row in self._rows.items() if sums.has(row)
+                label: sums.mean_of(self._rows[label])
+                for label in self.classes
+                if sums.has(self._rows[label])
             }
             for name, sums in self._ran().items()
         }
@@ -141,7 +148,7 @@ class GateRecord:
 
         Args:
             path: the file to write; matplotlib knows the format from its ending.
-            classes: the labels to draw, at most 12; by default the first 12 that were recorded.
+            classes: the labels to draw, at most 12; by default the first 12.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -149,7 +156,7 @@ class GateRecord:
         Source: Hu et al., arXiv 1709.01507, figure 6.
         """
         means = self.mean_per_class() if self._rows else {}
-        draw(path, self.mean(), means, list(self._rows), classes)
+        draw(path, self.mean(), means, self.classes, classes)
 
     def _ran(self) -> dict[str, GateSums]:
         ran = {name: sums for name, sums in self.blocks.items() if sums.samples}
