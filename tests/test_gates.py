@@ -29,7 +29,7 @@ def test_sums_over_batches():
     record = record_of(se, *batches)
     g = torch.cat([gates_of(se, x) for x in batches])
     assert_equal(record.mean(), {"": g.mean(0)})
-    assert_equal(record.deviation()[""], g.std(0, correction=0))
+    torch.testing.assert_close(record.deviation()[""], g.std(0, correction=0), rtol=0, atol=1e-7)
     sums = record.blocks[""]
     assert sums.samples == 8 and sums.channels == C
     assert_equal(torch.stack([sums.lowest, sums.highest]), torch.stack([g.amin(0), g.amax(0)]))
@@ -52,8 +52,11 @@ def test_mean_per_class(labels, classes):
     found = record.mean_per_class()[""]
     assert list(found) == classes == record.classes
     order = [classes.index(label) for batch in labels for label in [*batch]]
-    for index, mean in enumerate(found.values()):
-        assert_equal(mean, g[[i for i, own in enumerate(order) if own == index]].mean(0))
+    deviations = record.deviation_per_class()[""]
+    for index, label in enumerate(classes):
+        own = g[[i for i, of in enumerate(order) if of == index]]
+        assert_equal(found[label], own.mean(0))
+        torch.testing.assert_close(deviations[label], own.std(0, correction=0), rtol=0, atol=1e-7)
     assert_equal(record.mean()[""], g.mean(0))
 
 
@@ -209,8 +212,9 @@ def test_nothing_recorded():
         with pytest.raises(RuntimeError, match="no SE block of the model has run"):
             ask()
     record = record_of(block(), maps())
-    with pytest.raises(RuntimeError, match="no labels were set"):
-        record.mean_per_class()
+    for ask in (record.mean_per_class, record.deviation_per_class):
+        with pytest.raises(RuntimeError, match="no labels were set"):
+            ask()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))],

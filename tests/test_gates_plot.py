@@ -4,6 +4,7 @@ import struct
 import sys
 
 import pytest
+import torch
 from gate_models import block, maps, record_of
 from torch import nn
 from twins import C, R
@@ -23,14 +24,31 @@ def test_plot_is_a_png(tmp_path, blocks, width):
     assert found == (width, 120 + 252 * (1 + blocks // 4))
 
 
+def drawn(record, tmp_path, monkeypatch, **options):
+    figure = pytest.importorskip("matplotlib.figure", reason="not installed").Figure
+    figures = []
+    monkeypatch.setattr(figure, "savefig", lambda self, path, dpi: figures.append(self))
+    record.plot(tmp_path / "gates.png", **options)
+    return figures[0]
+
+
+def test_plot_of_deviations(tmp_path, monkeypatch):
+    record = record_of(FusedSE(C, rd_channels=R).double(), maps(), labels=[[5, 6, 5, 6]])
+    figure = drawn(record, tmp_path, monkeypatch, deviation=True)
+    means, deviations = record.mean_per_class()[""], record.deviation_per_class()[""]
+    assert len(figure.axes[0].collections) == 2
+    for label, band in zip((5, 6), figure.axes[0].collections):
+        y = torch.from_numpy(band.get_paths()[0].vertices[:, 1])
+        assert y.max() == (means[label] + deviations[label]).max()
+        assert y.min() == (means[label] - deviations[label]).min()
+    assert not drawn(record, tmp_path, monkeypatch).axes[0].collections
+
+
 def curves(record, tmp_path, monkeypatch, **options):
     """The labels and values of the curves of each panel, and the title."""
-    figure = pytest.importorskip("matplotlib.figure", reason="not installed").Figure
-    drawn = []
-    monkeypatch.setattr(figure, "savefig", lambda self, path, dpi: drawn.append(self))
-    record.plot(tmp_path / "gates.png", **options)
-    panels = [{line.get_label(): line.get_ydata() for line in ax.lines} for ax in drawn[0].axes]
-    return panels, drawn[0].get_suptitle()
+    figure = drawn(record, tmp_path, monkeypatch, **options)
+    panels = [{line.get_label(): line.get_ydata() for line in ax.lines} for ax in figure.axes]
+    return panels, figure.get_suptitle()
 
 
 def test_plot_has_a_curve_for_each_class(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ def draw(
     path: str | Path,
     means: dict[str, Tensor],
     class_means: dict[str, dict[Label, Tensor]],
+    class_deviations: dict[str, dict[Label, Tensor]],
     recorded: Sequence[Label],
     classes: Sequence[Label] | None,
 ):
@@ -36,12 +37,15 @@ def draw(
         ax.set_axis_off()
     for panel, (ax, (name, mean)) in enumerate(zip(axes.flat, means.items())):
         for index, label in enumerate(classes):
-            if label in class_means[name]:
-                ax.plot(
-                    class_means[name][label].numpy(), label=str(label), linewidth=1.2,
-                    color=COLOURS[index % len(COLOURS)],
-                    linestyle=STYLES[index // len(COLOURS)],
-                )  # fmt: skip
+            if label not in class_means[name]:
+                continue
+            colour, style = COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS)]
+            curve = class_means[name][label].numpy()
+            ax.plot(curve, label=str(label), linewidth=1.2, color=colour, linestyle=style)
+            if class_deviations:
+                band = class_deviations[name][label].numpy()
+                ends = curve - band, curve + band
+                ax.fill_between(range(len(curve)), *ends, color=colour, alpha=0.2, linewidth=0)
         if panel + columns >= len(means):
             ax.set_xlabel("channel")
         ax.plot(mean.numpy(), label="all samples", color="black", linewidth=1.2, linestyle=":")

@@ -111,24 +111,19 @@ class GateRecord:
 
     def mean(self) -> dict[str, Tensor]:
         """The mean gate of each channel over all samples: ``{block: [C]}``."""
-        return {name: sums.mean for name, sums in self._ran().items()}
+        return {name: sums.mean() for name, sums in self._ran().items()}
 
     def mean_per_class(self) -> dict[str, dict[Label, Tensor]]:
         """The mean gate of each channel over the samples of a class: ``{block: {label: [C]}}``."""
-        if not self._rows:
-            raise RuntimeError("no labels were set: record.labels = labels before the model runs")
-        return {
-            name: {
-                label: sums.mean_of(self._rows[label])
-                for label in self.classes
-                if sums.has(self._rows[label])
-            }
-            for name, sums in self._ran().items()
-        }
+        return self._per_class(GateSums.mean)
 
     def deviation(self) -> dict[str, Tensor]:
         """The standard deviation of each channel's gate over all samples: ``{block: [C]}``."""
-        return {name: sums.deviation for name, sums in self._ran().items()}
+        return {name: sums.deviation() for name, sums in self._ran().items()}
+
+    def deviation_per_class(self) -> dict[str, dict[Label, Tensor]]:
+        """The same over the samples of a class: ``{block: {label: [C]}}``."""
+        return self._per_class(GateSums.deviation)
 
     def saturation(self, share: float = 0.99) -> Saturation:
         """Which blocks do little: a table, by block, of gates near 0 and 1 and of their spread.
@@ -143,20 +138,40 @@ class GateRecord:
         self._ran()
         return saturation_of(self.blocks, self.near, share)
 
-    def plot(self, path: str | Path, classes: Sequence[Label] | None = None):
+    def plot(
+        self,
+        path: str | Path,
+        classes: Sequence[Label] | None = None,
+        *,
+        deviation: bool = False,
+    ):
         """Draws the mean gate by channel, a panel per block and a curve per class, as a PNG.
 
         Args:
             path: the file to write; matplotlib knows the format from its ending.
             classes: the labels to draw, at most 12; by default the first 12.
+            deviation: around each curve of a class a band of its standard deviation.
 
         Raises:
             ImportError: matplotlib is not installed.
 
-        Source: Hu et al., arXiv 1709.01507, figure 6.
+        Source: Hu et al., arXiv 1709.01507, figure 6; figure 7 with the deviation.
         """
         means = self.mean_per_class() if self._rows else {}
-        draw(path, self.mean(), means, self.classes, classes)
+        bands = self.deviation_per_class() if self._rows and deviation else {}
+        draw(path, self.mean(), means, bands, self.classes, classes)
+
+    def _per_class(self, statistic) -> dict[str, dict[Label, Tensor]]:
+        if not self._rows:
+            raise RuntimeError("no labels were set: record.labels = labels before the model runs")
+        return {
+            name: {
+                label: statistic(sums, self._rows[label])
+                for label in self.classes
+                if sums.has(self._rows[label])
+            }
+            for name, sums in self._ran().items()
+        }
 
     def _ran(self) -> dict[str, GateSums]:
         ran = {name: sums for name, sums in self.blocks.items() if sums.samples}

@@ -63,7 +63,7 @@ def saturation_of(blocks: dict[str, GateSums], near: float, share: float) -> Sat
         found.rows.append(
             Row(
                 name, sums.channels, sums.samples, near_0, near_1, constant,
-                sums.deviation.mean().item(), finding,
+                sums.deviation().mean().item(), finding,
             )
         )  # fmt: skip
     return found
