@@ -1,6 +1,6 @@
 """``insert_se``, which puts SE into networks that have none, and ``remove_se``, which undoes it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 
 from torch import nn
@@ -18,11 +18,11 @@ from se_fused.surgery.sites import check_has_no_se, chosen, known
 def insert_se(
     model: nn.Module,
     *,
-    reduction: float | Iterable[float] = 16,
+    reduction: float | Sequence[float] = 16,
     where: str = "standard",
     stages: Iterable[int] | None = None,
     bias: bool = True,
-    squeeze: str | Iterable[str] = "avg",
+    squeeze: str | Sequence[str] = "avg",
     gate="sigmoid",
     act="relu",
     blocks: Callable[[str, nn.Module], int | None] | None = None,
@@ -95,16 +95,16 @@ def insert_se(
         own = sorted({site.stage for site in sites if site.stage is not None})
     else:
         sites, own = chosen(model, where, blocks), []
-    asked = own if stages is None else _checked_stages(stages, own)
-    options = {
-        name: _by_stage(value, name, asked)
-        for name, value in (("reduction", reduction), ("squeeze", squeeze), ("gate", gate))
-    }
-    _check_numbered(sites, stages, reduction, squeeze, gate)
-    sites = [site for site in sites if stages is None or site.stage in asked]
+    if stages is not None:
+        stages = list(stages) if isinstance(stages, Iterable) else [stages]
+        _check_stages(stages, own)
+    options = {"reduction": reduction, "squeeze": squeeze, "gate": gate}
+    by_stage = [_by_stage(value, name, stages or own) for name, value in options.items()]
+    _check_numbered(sites, stages, **options)
+    sites = [site for site in sites if stages is None or site.stage in stages]
     built = []
     for site in sites:
-        r, squeeze, gate = (options[name](site.stage) for name in ("reduction", "squeeze", "gate"))
+        r, squeeze, gate = (value(site.stage) for value in by_stage)
         se = FusedSE(
             site.channels,
             rd_channels=_hidden_width(site, r),
@@ -157,42 +157,52 @@ def remove_se(model: nn.Module) -> Report:
     return report
 
 
-def _checked_stages(stages: Iterable[int], own: list[int]) -> list[int]:
-    stages = list(stages) if isinstance(stages, Iterable) else [stages]
-    of_model = f"of {', '.join(map(str, own))}" if own else "None for a model without stages"
+def _check_stages(stages: list[int], own: list[int]):
+    if not own:
+        raise ValueError(f"stages must be None where there are no stages, got {stages}")
     if not stages or len({*stages}) < len(stages) or not {*stages} <= {*own}:
-        raise ValueError(f"stages must be some {of_model}, each once, got {stages}")
-    return stages
+        raise ValueError(f"stages must be some of {_listed(own)}, each once, got {stages}")
 
 
-def _check_numbered(sites: list[Site], stages, *options):
-    if stages is not None or any(map(_is_list, options)):
-        for site in sites:
-            if site.stage is None:
-                raise ValueError(f"stages: the name of {site.block} does not tell its stage")
+def _check_numbered(sites: list[Site], stages, **options):
+    """Where something depends on the stage, each block has one."""
+    asked = ["stages must be None"] if stages is not None else []
+    asked += [f"{name} must be one value" for name, value in options.items() if _is_list(value)]
+    for site in sites:
+        if asked and site.stage is None:
+            raise ValueError(f"{asked[0]}, as the name of {site.block} does not tell its stage")
 
 
 def _is_list(value) -> bool:
     return isinstance(value, (list, tuple))
 
 
+def _listed(stages: list[int]) -> str:
+    return ", ".join(map(str, stages))
+
+
 def _by_stage(value, name: str, stages: list[int]) -> Callable[[int | None], object]:
     """The value for a stage."""
     if not _is_list(value):
-        values, default = {}, value
-    elif len(value) != len(stages):
+        _check_value(value, name)
+        return lambda stage: value
+    if not stages:
+        raise ValueError(f"{name} must be one value where there are no stages, got {len(value)}")
+    if len(value) != len(stages):
         raise ValueError(
-            f"{name} must be one value, or one for each of the stages "
-            f"{', '.join(map(str, stages)) or '(there are none)'}; got {len(value)}"
+            f"{name} must be one value, or one for each of the stages {_listed(stages)}; "
+            f"got {len(value)}"
         )
-    else:
-        values, default = dict(zip(stages, value)), None
-    for each in values.values() if values else [default]:
-        if name == "reduction" and not (isinstance(each, Real) and each > 0):
-            raise ValueError(f"reduction must be a positive number, got {each!r}")
-        if name == "gate":
-            make_module(each, "gate")
-    return lambda stage: values.get(stage, default)
+    for each in value:
+        _check_value(each, name)
+    return dict(zip(stages, value)).get
+
+
+def _check_value(value, name: str):
+    if name == "reduction" and not (isinstance(value, Real) and value > 0):
+        raise ValueError(f"reduction must be a positive number, got {value!r}")
+    if name == "gate":
+        make_module(value, "gate")
 
 
 def _hidden_width(site: Site, reduction: float) -> int:

@@ -1,0 +1,160 @@
+"""fuse on SE that was inserted: a layer that its own SE follows is the layer, then SE."""
+
+import copy
+import pickle
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from residual_blocks import Block, C, Net, assert_same_steps, block_with, images, recorded_calls
+from test_fuse_networks import END, RELU, SE, assert_same, train, without_chance
+from test_insert import RESNETS
+from test_networks import from_timm, from_torchvision
+from torch import nn
+
+from se_fused import fuse, insert_se, remove_se, unfuse
+
+ADD = "BatchNorm + SE + add"
+NETWORKS = {
+    "torchvision-resnet18": (lambda: from_torchvision("resnet18"), {END: 8}),
+    "timm-resnet18": (lambda: from_timm("resnet18"), {END: 8}),
+    "torchvision-bottlenecks": (lambda: (RESNETS["torchvision-bottleneck"](), (64, 64)), {END: 5}),
+    "mobilenet-v2": (lambda: from_timm("mobilenetv2_035"), {ADD: 10, SE: 7}),
+    "shufflenet-v2": (lambda: from_torchvision("shufflenet_v2_x0_5"), {RELU: 16}),
+}
+
+
+@pytest.mark.parametrize("make, covered", NETWORKS.values(), ids=NETWORKS)
+def test_same_training(monkeypatch, make, covered):
+    calls = recorded_calls(monkeypatch)
+    network, size = make()
+    unfused = without_chance(network.double())
+    insert_se(unfused, reduction=8)
+    fused = copy.deepcopy(unfused)
+    report = fuse(fused)
+    assert Counter(entry.covers for entry in report.replaced) == covered and not report.left
+
+    x = torch.randn(4, 3, *size, dtype=torch.float64)
+    assert_same(train(fused, x), train(unfused, x))
+    assert len(calls) == 4 * sum(covered.values())
+    assert len(unfuse(fused).replaced) == sum(covered.values())
+    assert [type(m) for m in fused.modules()] == [type(m) for m in unfused.modules()]
+
+
+def test_vgg_as_one_block():
+    layers = [nn.Conv2d(3, C, 1), nn.BatchNorm2d(C), nn.ReLU(inplace=True), nn.Conv2d(C, C, 1)]
+    layers += [nn.BatchNorm2d(C), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    network = nn.Sequential(*layers).double()
+    insert_se(network, blocks=lambda name, module: C if isinstance(module, nn.ReLU) else None)
+    unfused = copy.deepcopy(network)
+    assert [entry.covers for entry in fuse(network).replaced] == [RELU] * 2
+    assert_same_steps(network, unfused)
+
+
+def _adds_a_mean(self, x):
+    return F.relu(self.bn(self.conv(x)) + x.mean((2, 3), keepdim=True))
+
+
+def _activates(self, x):
+    return F.relu(self.act(self.bn(self.conv(x))) + x)
+
+
+def _calls_it_twice(self, x):
+    return self.bn(self.bn(self.conv(x)))
+
+
+class ConvNorm(nn.Sequential):
+    """Has no SE where the graph is read: the class of its last layer has."""
+
+
+def _block(forward=Block.forward, **parts):
+    return block_with(forward, se=nn.Identity(), **parts)
+
+
+# Which layer SE follows, and what is fused.
+COVERED = {
+    "norm": (_block, "bn", END),
+    "norm-in-a-container": (
+        lambda: _block(bn=ConvNorm(nn.BatchNorm2d(C))), "bn", END
+    ),
+    "activation": (
+        lambda: _block(_activates, act=nn.SiLU()), "act", "BatchNorm + silu + SE + add + relu"
+    ),
+    "result-of-another-shape": (lambda: _block(_adds_a_mean), "bn", END),
+}
+
+
+@pytest.mark.parametrize("make, layer, covers", COVERED.values(), ids=COVERED)
+def test_covers(monkeypatch, make, layer, covers):
+    calls = recorded_calls(monkeypatch)
+    network = Net(make()).double()
+    insert_se(network, blocks=lambda name, module: C if name == f"block.{layer}" else None)
+    unfused = copy.deepcopy(network)
+    report = fuse(network)
+    assert [entry[::2] for entry in report.replaced] == [("block", covers)] and not report.left
+    assert_same_steps(network, unfused)
+    assert calls
+
+
+LEFT = {
+    "norm-called-twice": (lambda: _block(_calls_it_twice), "bn", "it is called more than once"),
+    "after-the-sum": (_block, "relu", "before relu and it stands iadd, no BatchNorm of PyTorch's"),
+    "after-a-convolution": (
+        lambda: _block(bn=nn.Identity()), "conv",
+        "before it stands torch.nn.modules.conv.Conv2d, no BatchNorm of PyTorch's",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make, layer, reason", LEFT.values(), ids=LEFT)
+def test_left(make, layer, reason):
+    network = Net(make()).double()
+    insert_se(network, blocks=lambda name, module: C if name == f"block.{layer}" else None)
+    report = fuse(network)
+    assert [entry.reason for entry in report.left] == [reason] and not report.replaced
+
+
+def test_se_before_the_branch_is_left():
+    network = RESNETS["torchvision-basic"]()
+    insert_se(network, where="pre")
+    report = fuse(network)
+    assert not report.replaced and len(report.left) == 5
+    assert {entry.reason for entry in report.left} == {"it comes before conv1, which calls it"}
+
+
+class Unit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
+
+    def forward(self, x):
+        return self.bn(self.conv(x))
+
+
+def test_block_that_se_follows():
+    """The block's class was changed by the insertion and is changed once more."""
+    network = Net(nn.Sequential(Unit(), nn.Tanh())).double()
+    insert_se(network, blocks=lambda name, module: C if isinstance(module, Unit) else None)
+    unfused = copy.deepcopy(network)
+    report = fuse(network)
+    assert [entry[::2] for entry in report.replaced] == [("block.0", SE)]
+    assert_same_steps(network, unfused)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert type(twin.block[0]) is type(network.block[0])
+        assert_same_steps(twin, copy.deepcopy(network))
+    left = remove_se(network).left
+    assert left[0].reason == "the class of what it follows was changed after insert_se"
+    unfuse(network)
+    assert len(remove_se(network).replaced) == 1 and type(network.block[0]) is Unit
+
+
+def test_removed_from_a_fused_block():
+    """The fusion sees that the layer has no SE any more."""
+    network = Net(_block()).double()
+    plain = copy.deepcopy(network)
+    insert_se(network, blocks=lambda name, module: C if name == "block.bn" else None)
+    fuse(network)
+    assert len(remove_se(network).replaced) == 1
+    x = images()
+    assert torch.equal(network(x), plain(x))
