@@ -34,7 +34,7 @@ template <class T, class Second, class Terms>
 inline void reduce_rows(
     int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride, Terms terms) {
   using A = acc_t<T>;
-  constexpr int64_t width = lanes<A>;
+  constexpr int64_t width = lanes<A>, run = vectors_in_run * width;
   int64_t row = 0;
   if (cols <= 16 * width) {
     for (; row + width <= rows; row += width) {
@@ -50,8 +50,9 @@ inline void reduce_rows(
   }
   for (; row < rows; ++row) {
     Vec<A> total{}, second = broadcast(Second::start);
-    for (int64_t start = 0; start < cols; start += run_length) {
-      const int64_t end = cols - start > run_length ? start + run_length : cols;
+    // Runs are short, for the gradient of a maximum is the gate's as it is, not an Mth of it.
+    for (int64_t start = 0; start < cols; start += run) {
+      const int64_t end = cols - start > run ? start + run : cols;
       const Pair<A> pair = reduce_run<T, Second>(start, end, terms(row));
       total += pair.first;
       second = Second::combine(second, pair.second);
