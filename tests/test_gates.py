@@ -159,13 +159,13 @@ def test_saturation_prints_as_a_table():
 # Errors and copies
 
 
-@pytest.mark.parametrize("near", [-0.1, 0.5, 2])
+@pytest.mark.parametrize("near", [-0.1, 0.5, 2], ids=["negative", "half", "beyond-one"])
 def test_wrong_near(near):
     with pytest.raises(ValueError, match="near must be at least 0 and below 0.5"):
         record_of(block(), near=near)
 
 
-@pytest.mark.parametrize("share", [0, 1.1])
+@pytest.mark.parametrize("share", [0, 1.1], ids=["none", "more-than-all"])
 def test_wrong_share(share):
     with pytest.raises(ValueError, match="share must be above 0 and at most 1"):
         record_of(block(), maps()).saturation(share)

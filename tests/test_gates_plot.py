@@ -12,7 +12,8 @@ from twins import C, R
 from se_fused import FusedSE
 
 
-@pytest.mark.parametrize("blocks, width", [(1, 600), (2, 1080), (5, 1560)])
+@pytest.mark.parametrize("blocks, width", [(1, 600), (2, 1080), (5, 1560)],
+                         ids=["one-block", "two-blocks", "five-blocks"])
 def test_plot_is_a_png(tmp_path, blocks, width):
     pytest.importorskip("matplotlib", reason="not installed; the means need none")
     record = record_of(nn.Sequential(*[block() for _ in range(blocks)]), maps(), maps(1),
