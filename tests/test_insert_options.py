@@ -202,6 +202,12 @@ def _of_another_version():
     return network
 
 
+def _patched():
+    network = resnet()
+    network.layer2[0].bn3.forward = network.layer2[0].bn3.forward
+    return network
+
+
 def _vgg():
     with torch.device("meta"):
         return pytest.importorskip("torchvision").models.VGG(nn.Sequential(nn.Conv2d(3, 8, 3)))
@@ -228,6 +234,10 @@ WRONG = {
     "other-layers": (
         _of_another_version, {}, ValueError,
         "model must have the layers .* of a .*Bottleneck; layer1.0 has not: .* 'conv3'",
+    ),
+    "patched-forward": (
+        _patched, {}, ValueError,
+        "no patched forward where SE goes; a torch.*BatchNorm2d of layer2.0 has one",
     ),
     "unknown-stage": (
         resnet, dict(stages=[1]), ValueError, r"stages must be some of 2, 3, 4, 5, .*got \[1\]"

@@ -113,6 +113,17 @@ def test_timm_model_autocast_channels_last(tmp_path):
     assert result["first_loss_difference"] < 0.05
 
 
+@needs("sklearn")
+@needs("torchvision")
+def test_inserted_se(tmp_path):
+    """The eager twin has plain SE of the same weights in the same places."""
+    arguments = "--model", "se_shufflenet_v2_x0_5", "--lr", "1e-4", "--fuse"
+    stdout, result = result_of(tmp_path, *arguments)
+    assert_sound(result, steps=2)
+    assert "16 SE modules fused, 0 left" in stdout
+    assert len(result["se_blocks"]) == 16
+
+
 def test_cifar10_folder(tmp_path):
     folder = tmp_path / "data" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -238,6 +249,12 @@ def test_compiled(tmp_path, plain_losses, processes):
         pytest.param(("--epochs", "0"), "--epochs", id="no-epochs"),
         pytest.param(
             ("--model", "resnet9000"), "resnet9000", id="unknown-model", marks=needs("sklearn")
+        ),
+        pytest.param(
+            ("--model", "se_densenet121"),
+            "blocks that se_fused knows",
+            id="se-into-an-unknown-model",
+            marks=[needs("sklearn"), needs("torchvision")],
         ),
         pytest.param(
             ("--model", "resnet18"),

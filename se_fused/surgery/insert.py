@@ -12,7 +12,7 @@ from se_fused.module import FusedSE
 from se_fused.surgery.families import path_of
 from se_fused.surgery.placements import WHERE, Site
 from se_fused.surgery.report import Entry, Inserted, Report
-from se_fused.surgery.sites import check_has_no_se, chosen, known
+from se_fused.surgery.sites import check_has_no_se, check_layers, chosen, known
 
 
 def insert_se(
@@ -81,7 +81,8 @@ def insert_se(
 
     Raises:
         TypeError, ValueError: a wrong argument, by name, before anything is changed; a model that
-            has SE already, or no block of the table; a reduction that leaves no hidden unit.
+            has SE already, no block of the table, or a patched forward where SE goes; a reduction
+            that leaves no hidden unit.
 
     Source: Hu et al., arXiv 1709.01507, figures 2, 3 and 5, tables 10 to 15.
     """
@@ -102,6 +103,7 @@ def insert_se(
     by_stage = [_by_stage(value, name, stages or own) for name, value in options.items()]
     _check_numbered(sites, stages, **options)
     sites = [site for site in sites if stages is None or site.stage in stages]
+    check_layers(sites)
     built = []
     for site in sites:
         r, squeeze, gate = (value(site.stage) for value in by_stage)

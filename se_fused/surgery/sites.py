@@ -21,6 +21,16 @@ def check_has_no_se(model: nn.Module):
             )
 
 
+def check_layers(sites: list[Site]):
+    """A forward that an object has of its own would not become that of another class."""
+    for site in sites:
+        if "forward" in vars(site.layer):
+            raise ValueError(
+                f"model must have no patched forward where SE goes; a {path_of(type(site.layer))} "
+                f"of {site.block or 'it'} has one"
+            )
+
+
 def _is_se(module: nn.Module) -> bool:
     """Whether a module of an unknown class is SE by its layers and by what it computes."""
     family = family_by_layers(module)
