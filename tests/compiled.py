@@ -70,8 +70,8 @@ CASES = {
         (32, 256, 56, 56), True, 16, 512, norm="identity", maximum=True
     ),
     "contiguous-14x14": Case((8, 256, 14, 14), False, 16, 512, maximum=True),
-    "contiguous-7x7": Case((8, 512, 7, 7), False, 8, 512, norm="silu", maximum=True),
-    "contiguous-7x7-2048-channels": Case((32, 2048, 7, 7), False, None, 128),
+    "contiguous-7x7": Case((8, 512, 7, 7), False, 8, 512, norm="silu"),
+    "contiguous-7x7-2048-channels": Case((32, 2048, 7, 7), False, None, 128, maximum=True),
     "channels-last-7x7": Case((8, 512, 7, 7), True, 8, 512),
     "channels-last-28x28-120-channels": Case((8, 120, 28, 28), True, 32, None),
     "wide-excitation": Case((8, 128, 28, 28), False, 256, None, "gelu", "tanh"),
