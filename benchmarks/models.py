@@ -29,47 +29,54 @@ class SqueezeExcite(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """conv → BN → ReLU → conv → BN → SE, plus the shortcut, ReLU (SENet paper, figure 3).
+    """conv → BN → ReLU → conv → BN → SE, plus the shortcut, ReLU (SENet paper, figure 3)."""
 
-    The shortcut is He's option A: every second pixel, new channels filled with zeros.
-    """
-
-    def __init__(self, in_channels, channels, stride):
+    def __init__(self, in_channels, channels, stride, has_se):
         super().__init__()
+        self.branch = nn.Identity()  # the residual branch begins here
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         # The paper's reduction of 16 would leave one hidden unit at 16 channels. 4 costs no
         # accuracy there (table 10) and is what EfficientNet, MobileNetV3 and RegNetY use.
-        self.se = SqueezeExcite(channels, channels // 4)
-        self.stride = stride
-        self.new_channels = channels - in_channels
+        self.se = SqueezeExcite(channels, channels // 4) if has_se else nn.Identity()
+        self.shortcut = Shortcut(stride, channels - in_channels)
 
     def forward(self, x):
-        residual = self.se(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-        shortcut = x[:, :, :: self.stride, :: self.stride]
-        if self.new_channels:
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels))
-        return F.relu(residual + shortcut)
+        y = self.conv1(self.branch(x))
+        residual = self.se(self.bn2(self.conv2(F.relu(self.bn1(y)))))
+        return F.relu(residual + self.shortcut(x))
 
 
-class SEResNet20(nn.Module):
-    """ResNet-20 for small images (He et al., arXiv 1512.03385, section 4.2) with SE."""
+class Shortcut(nn.Module):
+    """He's option A: every second pixel, new channels filled with zeros."""
 
-    def __init__(self, num_classes):
+    def __init__(self, stride, new_channels):
         super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
+        self.stride, self.new_channels = stride, new_channels
+
+    def forward(self, x):
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for small images (He et al., arXiv 1512.03385, section 4.2)."""
+
+    def __init__(self, num_classes, has_se, width=16):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
         blocks = []
-        in_channels = 16
-        for channels in (16, 32, 64):
+        in_channels = width
+        for channels in (width, 2 * width, 4 * width):
             for _ in range(3):
                 stride = 1 if channels == in_channels else 2
-                blocks.append(BasicBlock(in_channels, channels, stride))
+                blocks.append(BasicBlock(in_channels, channels, stride, has_se))
                 in_channels = channels
         self.blocks = nn.Sequential(*blocks)
-        self.fc = nn.Linear(64, num_classes)
+        self.fc = nn.Linear(4 * width, num_classes)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
                 nn.init.kaiming_normal_(layer.weight)
@@ -87,7 +94,7 @@ def eager_and_fused(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
     """
     if name != DEFAULT and name.startswith(INSERTED):
         return _inserted(name, num_classes)
-    eager = SEResNet20(num_classes) if name == DEFAULT else _from_library(name, num_classes)
+    eager = ResNet20(num_classes, True) if name == DEFAULT else from_library(name, num_classes)
     fused = copy.deepcopy(eager)
     replace_se(fused)
     if not se_names(fused):
@@ -96,7 +103,7 @@ def eager_and_fused(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
 
 
 def _inserted(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
-    fused = _from_library(name.removeprefix(INSERTED), num_classes)
+    fused = from_library(name.removeprefix(INSERTED), num_classes)
     try:
         insert_se(fused)
     except ValueError as error:
@@ -139,7 +146,8 @@ def around_se(names: list[str], report: Report) -> list[str]:
     return list(dict.fromkeys(map(runs, names)))
 
 
-def _from_library(name, num_classes):
+def from_library(name: str, num_classes: int) -> nn.Module:
+    """The network of this name in timm, or else in torchvision."""
     libraries = []
     try:
         import timm

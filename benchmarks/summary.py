@@ -29,7 +29,7 @@ def summarise(
     largest = max(differences) if all(map(math.isfinite, differences)) else math.nan
     return {
         "settings": {name: value for name, value in vars(args).items() if name != "out"},
-        "device": _device_name(eager.device),
+        "device": device_name(eager.device),
         "backend": se_fused.ops.backend_for(eager.device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -104,7 +104,7 @@ def _row(label, eager, fused, key, form, scale=1.0):
     return label, form.format(eager[key] * scale), form.format(fused[key] * scale)
 
 
-def _device_name(device):
+def device_name(device):
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.getdevice_name(device)
     return f"{device.type} ({platform.machine()})"

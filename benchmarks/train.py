@@ -43,12 +43,20 @@ def positive(text):
 def parse_args(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", default="digits", help=f"{data.KINDS} (default: %(default)s)")
-    add("--image-size", type=positive, default=224, help="of imagefolder (default: %(default)s)")
     add(
         "--model", default=models.DEFAULT,
         help="or any SE network of timm, torchvision, or se_NAME: SE put into any of insert_se's",
     )  # fmt: skip
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=Path("out"), help="folder of train.json and train.png")
+    add_training_options(parser)
+    return parser.parse_args(argv)
+
+
+def add_training_options(parser):
+    add = parser.add_argument
+    add("--data", default="digits", help=f"{data.KINDS} (default: %(default)s)")
+    add("--image-size", type=positive, default=224, help="of imagefolder (default: %(default)s)")
     add("--device", help="default: cuda where there is one, else cpu")
     add("--amp", choices=list(AMP_DTYPES), help="autocast to this dtype")
     add("--channels-last", action="store_true")
@@ -58,9 +66,6 @@ def parse_args(argv=None):
     add("--steps", type=positive, help="at most this many steps per epoch")
     add("--batch-size", type=positive, default=32, help="per process (default: %(default)s)")
     add("--lr", type=float, default=0.05, help="highest learning rate (default: %(default)s)")
-    add("--seed", type=int, default=0)
-    add("--out", type=Path, default=Path("out"), help="folder of train.json and train.png")
-    return parser.parse_args(argv)
 
 
 def main():

@@ -15,6 +15,11 @@ STABLE_TORCH_LIBRARY(se_fused_cpp, m) {
   m.def(
       "squeeze_excite_backward(Tensor dy, Tensor x, Tensor z, Tensor g, Tensor w1, Tensor? b1,"
       " Tensor w2, Tensor? b2, int act, int gate) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("squeeze_max(Tensor x) -> (Tensor, Tensor)");
+  m.def("gate_gradient_max(Tensor dy, Tensor x, Tensor m) -> (Tensor, Tensor)");
+  m.def(
+      "rescale_backward_max(Tensor dy, Tensor x, Tensor g, Tensor share, Tensor m, Tensor peak)"
+      " -> Tensor");
   m.def("moments(Tensor x) -> (Tensor, Tensor)");
   m.def(
       "norm_squeeze(Tensor x, Tensor? center, Tensor? scale, Tensor? shift, int act) -> Tensor");

@@ -1,6 +1,7 @@
 """Fused squeeze-and-excitation for PyTorch."""
 
 from se_fused.functional import rescale, squeeze, squeeze_excite
+from se_fused.gates import record_gates
 from se_fused.module import FusedSE
 from se_fused.norm import FusedBatchNormSE
 from se_fused.ops import backend
@@ -16,6 +17,7 @@ __all__ = [
     "batch_norm_squeeze_excite",
     "fuse",
     "insert_se",
+    "record_gates",
     "remove_se",
     "replace_se",
     "rescale",

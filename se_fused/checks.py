@@ -24,7 +24,7 @@ def feature_map(x: Tensor, name: str):
         )
 
 
-def weights(x, w1, b1, w2, b2):
+def weights(x, w1, b1, w2, b2, squeeze: str = "avg"):
     channels = x.shape[1]
     if not isinstance(w1, Tensor):
         raise TypeError(f"w1 must be a tensor, got {type(w1).__name__}")
@@ -32,7 +32,8 @@ def weights(x, w1, b1, w2, b2):
     if hidden == 0:
         raise ValueError(f"w1 must have a hidden unit, [R, C] with R >= 1, got {tuple(w1.shape)}")
     dtype, device = x.dtype, x.device
-    beside(w1, "w1", x, (hidden, channels), dtype, device)
+    inputs = 2 * channels if squeeze == "concat" else channels
+    beside(w1, "w1", x, (hidden, inputs), dtype, device)
     beside(w2, "w2", x, (channels, hidden), dtype, device)
     if b1 is not None:
         beside(b1, "b1", x, (hidden,), dtype, device)
@@ -70,6 +71,14 @@ def normalization(x, running_mean, running_var, weight, bias, training: bool):
     for name, t in named:
         if t is not None:
             beside(t, name, x, (x.shape[1],), x.dtype, x.device)
+
+
+def positions(x):
+    """As torch.amax: there is no maximum of nothing."""
+    if prod(x.shape[2:]) == 0:
+        raise ValueError(
+            f"x must have a position to take the maximum of, got shape {tuple(x.shape)}"
+        )
 
 
 def batch(x):

@@ -4,6 +4,8 @@ Letters and formulas as in ``se_fused/backends/__init__.py``. Arithmetic is in z
 come in any dtype and may have trailing dims of size 1.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,6 +42,13 @@ def squeeze_gradient(dp1, w1) -> Tensor:
     """dz = dp1 w1"""
     # Its matmul is cast where a backward pass that was compiled inside autocast runs it.
     return _transposed_linear(dp1, w1).to(dp1.dtype)
+
+
+def observed(y: Tensor, g: Tensor, on_gate: Callable[[Tensor], None] | None) -> Tensor:
+    """y, after its gates were shown to whoever asks for them."""
+    if on_gate is not None:
+        on_gate(g.detach())
+    return y
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -46,6 +46,18 @@ def _squeeze_excite_backward(dy, x, z, g, w1, b1, w2, b2, act, gate):
     return torch.empty_like(dense(x)), dp1, h, _per_channel(x)
 
 
+def _squeeze_max(x):
+    return _per_channel(x), _per_channel(x)
+
+
+def _gate_gradient_max(dy, x, m):
+    return _per_channel(x), _per_channel(x)
+
+
+def _rescale_backward_max(dy, x, g, share, m, peak):
+    return torch.empty_like(dense(x))
+
+
 def _moments(x):
     return _per_channel(x), _per_channel(x)
 
@@ -97,6 +109,9 @@ _FAKES = {
     "rescale_backward": _rescale_backward,
     "squeeze_excite": _squeeze_excite,
     "squeeze_excite_backward": _squeeze_excite_backward,
+    "squeeze_max": _squeeze_max,
+    "gate_gradient_max": _gate_gradient_max,
+    "rescale_backward_max": _rescale_backward_max,
     "moments": _moments,
     "norm_squeeze": _norm_squeeze,
     "norm_rescale": _norm_rescale,

@@ -4,11 +4,13 @@ Source of the formulas: Hu et al., "Squeeze-and-Excitation Networks", arXiv 1709
 written out with their gradients in ``se_fused/backends/__init__.py``.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from se_fused import checks, ops
+from se_fused import checks, maximum, ops
 from se_fused.activations import ACTS, GATES
 from se_fused.backends import eager
 from se_fused.differentiation import (
@@ -19,8 +21,9 @@ from se_fused.differentiation import (
     weight_gradient,
     without_autocast,
 )
-from se_fused.excitation import excitation_gradient
+from se_fused.excitation import excitation_gradient, observed
 from se_fused.layout import acc_dtype, dense, like
+from se_fused.maximum import SQUEEZES
 
 
 def squeeze_excite(
@@ -32,51 +35,73 @@ def squeeze_excite(
     *,
     act: str = "relu",
     gate: str = "sigmoid",
+    squeeze: str = "avg",
+    on_gate: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """The whole block: ``x * gate(F.linear(act(F.linear(x.mean(spatial), w1, b1)), w2, b2))``.
 
     Args:
         x: feature map ``[N, C]`` to ``[N, C, D, H, W]``; float64, float32, bfloat16 or float16.
             contiguous and channels_last are native; any other stride pattern is copied once.
-        w1, b1: first layer, ``[R, C]`` (or ``[R, C, 1, 1]``) and ``[R]`` or None.
+        w1, b1: first layer, ``[R, C]`` (or ``[R, C, 1, 1]``) and ``[R]`` or None; ``[R, 2C]`` where
+            the squeeze is concat.
         w2, b2: second layer, ``[C, R]`` (or ``[C, R, 1, 1]``) and ``[C]`` or None.
             Parameters have x's dtype, or float32 where x is bfloat16 or float16.
         act: identity, relu, silu, hardswish, leaky_relu (slope 0.01) or gelu (exact).
         gate: identity, relu, sigmoid, hardsigmoid or tanh.
+        squeeze: avg, the mean; max, ``x.amax(spatial)``; avg_max, half the mean plus half the
+            maximum; concat, ``torch.cat([mean, maximum], 1)``. A maximum that several positions
+            share passes its gradient to them in equal parts, as torch.amax does.
+        on_gate: called with the gates of this call, ``[N, C]``, detached, float32 (float64 for
+            float64), which are not to be written to.
 
     Returns:
         A tensor with x's shape, dtype and layout. Sums and the excitation are computed in float32
         (float64 for float64). Differentiable twice with respect to every tensor.
 
     Raises:
-        TypeError, ValueError: a wrong argument, by name, before anything is computed.
+        TypeError, ValueError: a wrong argument, by name, before anything is computed; the maximum
+            of no positions.
 
-    Source: Hu et al., arXiv 1709.01507, eq. 2-4.
+    Source: Hu et al., arXiv 1709.01507, eq. 2-4; table 11 for the maximum.
     """
     checks.feature_map(x, "x")
+    checks.choice(squeeze, SQUEEZES, "squeeze")
     is_plain = needs_plain_operators()
     if not is_plain or not torch.jit.is_tracing():  # sizes are tensors there; comparing them warns
-        checks.weights(x, w1, b1, w2, b2)
+        checks.weights(x, w1, b1, w2, b2, squeeze)
+        if squeeze != "avg":
+            checks.positions(x)
     checks.choice(act, ACTS, "act")
     checks.choice(gate, GATES, "gate")
+    if squeeze != "avg":
+        return maximum.squeeze_excite(x, w1, b1, w2, b2, act, gate, squeeze, on_gate)
     if is_plain:
         with without_autocast(x):
-            return eager.squeeze_excite(x, w1, b1, w2, b2, act, gate)[0]
+            y, _, g = eager.squeeze_excite(x, w1, b1, w2, b2, act, gate)
+        return observed(y, g, on_gate)
     x = dense(x)
     if torch.is_grad_enabled() and any_requires_grad(x, w1, b1, w2, b2):
-        return _SqueezeExcite.apply(x, w1, b1, w2, b2, act, gate)
-    return ops.squeeze_excite(x, w1, b1, w2, b2, act, gate)[0]
+        return _SqueezeExcite.apply(x, w1, b1, w2, b2, act, gate, on_gate)
+    y, _, g = ops.squeeze_excite(x, w1, b1, w2, b2, act, gate)
+    return observed(y, g, on_gate)
 
 
-def squeeze(x: Tensor) -> Tensor:
+def squeeze(x: Tensor, kind: str = "avg") -> Tensor:
     """The mean of each channel: ``x.mean(spatial, dtype=torch.float32)``, ``[N, C]``.
 
     For excitations that ``squeeze_excite`` does not know: compute the gate from the result, then
-    ``rescale``. x as in ``squeeze_excite``; the result is float32 (float64 for float64).
+    ``rescale``. x as in ``squeeze_excite``; the result is float32 (float64 for float64). kind is
+    what ``squeeze_excite`` calls squeeze: avg, max, avg_max, or concat, ``[N, 2C]``.
 
-    Source: Hu et al., arXiv 1709.01507, eq. 2.
+    Source: Hu et al., arXiv 1709.01507, eq. 2; table 11 for the maximum.
     """
     checks.feature_map(x, "x")
+    checks.choice(kind, SQUEEZES, "kind")
+    if kind != "avg":
+        if not torch.jit.is_tracing():
+            checks.positions(x)
+        return maximum.squeeze(x, kind)
     return eager.squeeze(x) if needs_plain_operators() else _Squeeze.apply(dense(x))
 
 
@@ -101,11 +126,11 @@ def rescale(x: Tensor, gate: Tensor) -> Tensor:
 
 class _SqueezeExcite(Function):
     @staticmethod
-    def forward(ctx, x, w1, b1, w2, b2, act, gate):
+    def forward(ctx, x, w1, b1, w2, b2, act, gate, on_gate):
         y, z, g = ops.squeeze_excite(x, w1, b1, w2, b2, act, gate)
         ctx.save_for_backward(x, z, g, w1, b1, w2, b2)
         ctx.act, ctx.gate = act, gate
-        return y
+        return observed(y, g, on_gate)
 
     @staticmethod
     def backward(ctx, dy):
@@ -115,8 +140,8 @@ class _SqueezeExcite(Function):
                 forward = lambda x, w1, b1, w2, b2: eager.squeeze_excite(
                     x, w1, b1, w2, b2, ctx.act, ctx.gate
                 )[0]
-                return *eager_gradients(ctx, forward, (x, w1, b1, w2, b2), dy), None, None
-            need_x, need_w1, need_b1, need_w2, need_b2, _, _ = ctx.needs_input_grad
+                return *eager_gradients(ctx, forward, (x, w1, b1, w2, b2), dy), *[None] * 3
+            need_x, need_w1, need_b1, need_w2, need_b2, *_ = ctx.needs_input_grad
             if need_x:
                 dx, dp1, h, dp2 = ops.squeeze_excite_backward(
                     dy, x, z, g, w1, b1, w2, b2, ctx.act, ctx.gate
@@ -130,8 +155,7 @@ class _SqueezeExcite(Function):
                 dp1.sum(0).to(b1.dtype) if need_b1 else None,
                 weight_gradient(dp2, h, w2) if need_w2 else None,
                 dp2.sum(0).to(b2.dtype) if need_b2 else None,
-                None,
-                None,
+                *[None] * 3,
             )
 
 

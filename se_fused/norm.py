@@ -133,6 +133,7 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
         gate=function_name(gate),
         post_act=_name(post_act),
         process_group=_process_group(bn, se),
+        on_gate=se.on_gate,
     )
 
 
@@ -144,7 +145,7 @@ def may_fuse(bn, act, se, post_act=None) -> bool:
         and _name(post_act) in POST_ACTS
         and isinstance(se, FusedSE)
         and se.takes_a_plain_map
-        and se._fused_names(*se._layers()) is not None
+        and se._is_one_operator()
         and not any([has_hooks(module) for module in (bn, act, se, post_act)])
     )
 

@@ -155,6 +155,26 @@ def squeeze_excite_backward(module, dy, x, z, g, w1, b1, w2, b2, act, gate):
     )
 
 
+@_operator("squeeze_max(Tensor x) -> (Tensor, Tensor)")
+def squeeze_max(module, x):
+    return module.squeeze_max(dense(x))
+
+
+@_operator("gate_gradient_max(Tensor dy, Tensor x, Tensor m) -> (Tensor, Tensor)")
+def gate_gradient_max(module, dy, x, m):
+    x = dense(x)
+    return module.gate_gradient_max(like(dy, x), x, m.contiguous())
+
+
+@_operator(
+    "rescale_backward_max(Tensor dy, Tensor x, Tensor g, Tensor share, Tensor m, Tensor peak)"
+    " -> Tensor"
+)
+def rescale_backward_max(module, dy, x, *values):
+    x = dense(x)
+    return module.rescale_backward_max(like(dy, x), x, *(t.contiguous() for t in values))
+
+
 _NORM = "Tensor? center, Tensor? scale, Tensor? shift"
 
 

@@ -4,6 +4,7 @@ Formulas and letters in ``se_fused/backends/__init__.py``; the gradients follow 
 there, with the statistics of the batch depending on x (Ioffe and Szegedy, arXiv 1502.03167).
 """
 
+from collections.abc import Callable
 from math import prod
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from se_fused.differentiation import (
     weight_gradient,
     without_autocast,
 )
+from se_fused.excitation import observed
 from se_fused.layout import acc_dtype, dense, like
 from se_fused.passes import unpack
 from se_fused.statistics import Statistics
@@ -40,11 +42,12 @@ def squeeze_excite_add_act(
     act: str = "relu",
     gate: str = "sigmoid",
     post_act: str = "relu",
+    on_gate: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """``F.relu(squeeze_excite(x, w1, b1, w2, b2) + residual)``, in 9 passes instead of 21.
 
     Args:
-        x, w1, b1, w2, b2, act, gate: as ``squeeze_excite`` takes them.
+        x, w1, b1, w2, b2, act, gate, on_gate: as ``squeeze_excite`` takes them.
         residual: like x, in any layout (one that is not x's is copied); None adds nothing.
         post_act: relu, or identity for none.
 
@@ -53,7 +56,7 @@ def squeeze_excite_add_act(
     Source: Hu et al., arXiv 1709.01507, figure 3.
     """
     checks.feature_map(x, "x")
-    options = _Options(act=act, gate=gate, post_act=post_act)
+    options = _Options(act=act, gate=gate, post_act=post_act, on_gate=on_gate)
     return _tail(x, residual, None, None, (w1, b1, w2, b2), options)
 
 
@@ -77,6 +80,7 @@ def batch_norm_squeeze_excite(
     gate: str = "sigmoid",
     post_act: str = "identity",
     process_group=None,
+    on_gate: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """BatchNorm, SE, addition and ReLU at once, in 10 passes instead of 29::
 
@@ -85,7 +89,7 @@ def batch_norm_squeeze_excite(
         y = post_act(y + residual)
 
     Args:
-        x, w1, b1, w2, b2, act, gate: as ``squeeze_excite`` takes them.
+        x, w1, b1, w2, b2, act, gate, on_gate: as ``squeeze_excite`` takes them.
         running_mean, running_var, weight, bias: ``[C]`` or None, as ``F.batch_norm`` takes them;
             x's dtype, or float32 where x is bfloat16 or float16. In training the running
             statistics, where given, are updated in place.
@@ -113,7 +117,9 @@ def batch_norm_squeeze_excite(
         process_group = None
     if training and process_group is None and not torch.jit.is_tracing():
         checks.batch(x)
-    options = _Options(norm_act, act, gate, post_act, training, momentum, eps, process_group)
+    options = _Options(
+        norm_act, act, gate, post_act, training, momentum, eps, process_group, on_gate
+    )
     return _tail(x, residual, running, (weight, bias), (w1, b1, w2, b2), options)
 
 
@@ -126,6 +132,7 @@ class _Options(NamedTuple):
     momentum: float = 0.0
     eps: float = 0.0
     group: object = None
+    on_gate: Callable[[Tensor], None] | None = None
 
     @property
     def has_relu(self) -> bool:
@@ -207,6 +214,7 @@ def _forward(x, residual, weight, bias, w1, b1, w2, b2, planes, center, var, opt
     if residual is not None:
         residual = like(residual, x)
     y, mask = ops.norm_rescale(x, residual, *norm, g, options.norm_act, options.has_relu)
+    y = observed(y, g, options.on_gate)
     return y, mask if options.has_relu else None, scale, shift, planes, z, p1, g
 
 
@@ -278,7 +286,8 @@ def _plain(x, residual, running, affine, weights, options) -> Tensor:
     if running is not None:
         x = F.batch_norm(x, *running, *affine, options.training, options.momentum, options.eps)
     x = FUNCTIONS[options.norm_act](x)
-    y = eager.squeeze_excite(x, *weights, options.act, options.gate)[0]
+    y, _, g = eager.squeeze_excite(x, *weights, options.act, options.gate)
+    y = observed(y, g, options.on_gate)
     y = y if residual is None else y + residual
     return y.relu() if options.has_relu else y
 
@@ -294,7 +303,7 @@ def _differentiable(ctx, dy):
         dtype = acc_dtype(x.dtype) if weight is None else weight.dtype
         running = (None, None) if options.training else (mean.to(dtype), var.to(dtype))
     passes = None if mask is None else unpack(mask, x)
-    linear = options._replace(post_act="identity")
+    linear = options._replace(post_act="identity", on_gate=None)
 
     def forward(x, residual, weight, bias, *weights):
         y = _plain(x, residual, running, (weight, bias), weights, linear)

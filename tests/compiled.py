@@ -61,20 +61,25 @@ class Case(NamedTuple):
     dtypes: tuple[str, ...] = tuple(DTYPES)
     wide: bool = True  # the map is taken 16 bytes at a time
     norm: str | None = None  # activation of a block with BatchNorm
+    maximum: bool = False  # the squeeze has it too
 
 
 CASES = {
     "contiguous-56x56": Case((32, 256, 56, 56), False, 16, 512, norm="silu"),
-    "channels-last-56x56": Case((32, 256, 56, 56), True, 16, 512, norm="identity"),
-    "contiguous-14x14": Case((8, 256, 14, 14), False, 16, 512),
+    "channels-last-56x56": Case(
+        (32, 256, 56, 56), True, 16, 512, norm="identity", maximum=True
+    ),
+    "contiguous-14x14": Case((8, 256, 14, 14), False, 16, 512, maximum=True),
     "contiguous-7x7": Case((8, 512, 7, 7), False, 8, 512, norm="silu"),
-    "contiguous-7x7-2048-channels": Case((32, 2048, 7, 7), False, None, 128),
+    "contiguous-7x7-2048-channels": Case((32, 2048, 7, 7), False, None, 128, maximum=True),
     "channels-last-7x7": Case((8, 512, 7, 7), True, 8, 512),
     "channels-last-28x28-120-channels": Case((8, 120, 28, 28), True, 32, None),
     "wide-excitation": Case((8, 128, 28, 28), False, 256, None, "gelu", "tanh"),
     # Odd planes too large for several to a tile.
     "contiguous-95x95": Case((8, 160, 95, 95), False, 8, None, wide=False),
-    "contiguous-int64": Case((2700, 256, 56, 56), False, 16, None, dtypes=("bf16",)),
+    "contiguous-int64": Case(
+        (2700, 256, 56, 56), False, 16, None, dtypes=("bf16",), maximum=True
+    ),
     "channels-last-int64": Case(
         (2700, 256, 56, 56), True, 16, None, dtypes=("bf16",), norm="silu"
     ),
@@ -151,6 +156,13 @@ def operations(case: Case, dtype: torch.dtype):
     yield "rescale", lambda: backend.rescale(x, g)
     yield "gate_gradient", lambda: backend.gate_gradient(dy, x)
     yield "rescale_backward", lambda: backend.rescale_backward(dy, x, g)
+    if case.maximum:
+        yield "squeeze_max", lambda: backend.squeeze_max(x)
+        yield "gate_gradient_max", lambda: backend.gate_gradient_max(dy, x, z)
+        yield (
+            "rescale_backward_max",
+            lambda: backend.rescale_backward_max(dy, x, g, g, z, g),
+        )
     if case.norm is not None:
         yield from _norm_operations(case.norm, x, dy, torch.empty_like(x), g, backend)
 

@@ -29,6 +29,12 @@ GATES = {
     "hardsigmoid": lambda p: F.relu6(p + 3) / 6,
     "tanh": torch.tanh,
 }
+SQUEEZES = {
+    "avg": lambda mean, m: mean,
+    "max": lambda mean, m: m,
+    "avg_max": lambda mean, m: 0.5 * mean + 0.5 * m,
+    "concat": lambda mean, m: torch.cat([mean, m], 1),
+}
 
 
 class Inputs(NamedTuple):
@@ -42,6 +48,7 @@ class Inputs(NamedTuple):
     act: str
     gate: str
     dy: Tensor
+    squeeze: str = "avg"
 
     @property
     def block(self):
@@ -56,13 +63,18 @@ def spatial_mean(x: Tensor) -> Tensor:
     return x.mean(tuple(range(2, x.dim()))) if x.dim() > 2 else x
 
 
+def spatial_max(x: Tensor) -> Tensor:
+    return x.amax(tuple(range(2, x.dim()))) if x.dim() > 2 else x
+
+
 def per_channel(g: Tensor, x: Tensor) -> Tensor:
     return g.reshape(g.shape[:2] + (1,) * (x.dim() - 2))
 
 
-def block(x, w1, b1, w2, b2, act: str, gate: str) -> Tensor:
+def block(x, w1, b1, w2, b2, act: str, gate: str, squeeze: str = "avg") -> Tensor:
     """Squeeze-and-excitation as users write it."""
-    h = ACTS[act](F.linear(spatial_mean(x), w1.flatten(1), b1))
+    z = spatial_mean(x) if squeeze == "avg" else SQUEEZES[squeeze](spatial_mean(x), spatial_max(x))
+    h = ACTS[act](F.linear(z, w1.flatten(1), b1))
     return x * per_channel(GATES[gate](F.linear(h, w2.flatten(1), b2)), x)
 
 
@@ -73,7 +85,9 @@ def results(inputs: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
         return None if t is None else t.detach().to(dtype, copy=True).requires_grad_()
 
     x, w1, b1, w2, b2 = map(leaf, inputs.tensors)
-    z = spatial_mean(x)
+    mean = spatial_mean(x)
+    m = spatial_max(x) if x.numel() or not x.shape[0] else mean  # of no positions: NaN, as the mean
+    z = SQUEEZES[inputs.squeeze](mean, m)
     p1 = F.linear(z, w1.flatten(1), b1)
     h = ACTS[inputs.act](p1)
     p2 = F.linear(h, w2.flatten(1), b2)
@@ -83,7 +97,11 @@ def results(inputs: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
     sources = {name: t for name, t in sources.items() if t is not None}
     dy = inputs.dy.to(dtype)
     gradients = torch.autograd.grad(y, list(sources.values()), dy)
-    found = {"z": z, "h": h, "g": g, "y": y, "dy_times_g": dy * per_channel(g, x)}
+    dy_times_g, peaks = dy * per_channel(g, x), x == per_channel(m, x)
+    found = {"z": z, "h": h, "g": g, "y": y, "dy_times_g": dy_times_g, "mean": mean, "m": m}
+    found["ties"] = peaks.to(dtype).flatten(2).sum(2) if x.dim() > 2 else peaks.to(dtype)
+    # With the mean for the share of the mean, and g for that of a peak.
+    found["dx_max"] = dy_times_g + per_channel(mean, x) + peaks * per_channel(g, x)
     found |= {f"d{name}": gradient for name, gradient in zip(sources, gradients)}
     return {name: t.detach() for name, t in found.items()}
 

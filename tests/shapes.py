@@ -95,6 +95,7 @@ def make_inputs(
     weight_dtype: torch.dtype | None = None,
     layout: str = "contiguous",
     spread: float = 1.0,
+    squeeze: str = "avg",
 ) -> Inputs:
     """Random inputs. Channel means and pre-activations vary by about ``spread``."""
     channels = shape[1]
@@ -105,12 +106,13 @@ def make_inputs(
     offsets = torch.randn(shape[:2] + (1,) * (len(shape) - 2), dtype=torch.float64)
     x = (torch.randn(shape, dtype=torch.float64) + offsets).to(dtype)
     dy = torch.randn(shape, dtype=torch.float64).to(dtype)
+    inputs = 2 * channels if squeeze == "concat" else channels
     parameters = (
-        draw(hidden, channels, scale=spread * channels**-0.5),
+        draw(hidden, inputs, scale=spread * inputs**-0.5),
         draw(hidden, scale=0.5) if biases else None,
         draw(channels, hidden, scale=spread * hidden**-0.5),
         draw(channels, scale=0.5) if biases else None,
     )
     x, dy = (LAYOUTS[layout](t.to(device)) for t in (x, dy))
     parameters = (None if t is None else t.to(device) for t in parameters)
-    return Inputs(x, *parameters, act, gate, dy)
+    return Inputs(x, *parameters, act, gate, dy, squeeze)

@@ -16,7 +16,8 @@ from se_fused import backends, ops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONTRACT = ("unavailable", "squeeze", "rescale", "gate_gradient", "rescale_backward",
-            "squeeze_excite", "squeeze_excite_backward")
+            "squeeze_excite", "squeeze_excite_backward", "squeeze_max", "gate_gradient_max",
+            "rescale_backward_max")
 
 
 def python(code: str, *arguments, **environment):

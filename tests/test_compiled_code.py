@@ -112,6 +112,10 @@ KERNELS = [
     ("squeeze_excite_backward between", "gate_gradient_kernel"),
     ("rescale_backward", "gate_gradient_kernel"),
 ]
+MAX_KERNELS = [
+    (operation, f"{operation}_kernel")
+    for operation in ("squeeze_max", "gate_gradient_max", "rescale_backward_max")
+]
 NORM_KERNELS = [
     (operation, f"{operation}_kernel")
     for operation in (
@@ -130,7 +134,8 @@ def everyday():
 @pytest.mark.parametrize("target", EVERYDAY["targets"])
 def test_machine_code(everyday, target, dtype, case):
     rows = [row for row in everyday if row[:3] == (target, dtype, case)]
-    expected = KERNELS + (NORM_KERNELS if compiled.CASES[case].norm else [])
+    expected = KERNELS + (MAX_KERNELS if compiled.CASES[case].maximum else [])
+    expected += NORM_KERNELS if compiled.CASES[case].norm else []
     assert [(row.operation, row.kernel) for row in rows] == expected
     broken = [row for row in rows if problems(row)]
     assert not broken, "\n".join([compiled.table(broken), *map(str, map(problems, broken))])
@@ -210,7 +215,8 @@ def test_flat_tiles_take_a_quarter_of_the_accesses(everyday, faults, target):
         return [sum(sum(widths.values()) for widths in row.map.values()) for row in rows]
 
     def without_norm(rows):
-        return [row for row in rows if "norm" not in row.kernel and "moments" not in row.kernel]
+        others = {kernel for _, kernel in MAX_KERNELS + NORM_KERNELS}
+        return [row for row in rows if row.kernel not in others]
 
     flat = [row for row in everyday if row[:3] == (target, "fp32", "contiguous-7x7")]
     by_row = [row for row in faults if (row.operation, row.target) == (ROWS, target)]

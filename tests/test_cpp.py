@@ -58,6 +58,10 @@ def test_every_split_among_threads(threads, shape, hidden, count, layout):
     with se_fused.backend("cpp"):
         check(forward_backward(inputs), inputs)
         check({"dg": ops.gate_gradient(inputs.dy, inputs.x)}, inputs)
+        _, m = ops.squeeze_max(inputs.x)
+        check({"m": m, "ties": ops.gate_gradient_max(inputs.dy, inputs.x, m)[1]}, inputs)
+        inputs = make_inputs(shape, hidden, "cpu", layout=layout, squeeze="concat")
+        check(forward_backward(inputs), inputs)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
@@ -152,6 +156,16 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
                                    eager.squeeze_excite(x, *w, "silu", "sigmoid")):
             torch.testing.assert_close(found, expected)
         torch.testing.assert_close(cpp.gate_gradient(dy, x), eager.gate_gradient(dy, x))
+        x = x.round()
+        x[0, 5:, 4, 3], x[1, :7, 8, 8], x[2, 3:] = torch.nan, torch.inf, -torch.inf
+        mean, m = eager.squeeze_max(x)
+        torch.testing.assert_close(cpp.squeeze_max(x), (mean, m), equal_nan=True)
+        torch.testing.assert_close(cpp.gate_gradient_max(dy, x, m),
+                                   eager.gate_gradient_max(dy, x, m), equal_nan=True)
+        values = torch.rand(3, 3, 37).to(m.dtype)
+        arguments = dy, x, values[0], values[1], m, values[2]
+        torch.testing.assert_close(cpp.rescale_backward_max(*arguments),
+                                   eager.rescale_backward_max(*arguments))
 """
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from reference import ACTS, block, per_channel, results, spatial_mean
+from reference import ACTS, SQUEEZES, block, per_channel, results, spatial_max, spatial_mean
 from shapes import LAYOUTS, make_inputs
 
 import se_fused
@@ -37,7 +37,8 @@ def smooth_inputs(shape, hidden, device, act, gate, **options):
         torch.manual_seed(seed)
         inputs = make_inputs(shape, hidden, device, torch.float64, act=act, gate=gate, **options)
         bias = lambda b: 0 if b is None else b
-        p1 = spatial_mean(inputs.x) @ inputs.w1.t() + bias(inputs.b1)
+        z = SQUEEZES[inputs.squeeze](spatial_mean(inputs.x), spatial_max(inputs.x))
+        p1 = z @ inputs.w1.t() + bias(inputs.b1)
         p2 = ACTS[act](p1) @ inputs.w2.t() + bias(inputs.b2)
         distances = [(p - kink).abs().min() for p, f in ((p1, act), (p2, gate))
                      for kink in KINKS.get(f, ())]
@@ -53,7 +54,9 @@ def block_of(inputs):
     def function(*tensors):
         rest = iter(tensors)
         tensors = (next(rest) if there else None for there in given)
-        return se_fused.squeeze_excite(*tensors, act=inputs.act, gate=inputs.gate)
+        return se_fused.squeeze_excite(
+            *tensors, act=inputs.act, gate=inputs.gate, squeeze=inputs.squeeze
+        )
 
     return function, [t.detach().requires_grad_() for t in inputs.tensors if t is not None]
 
@@ -70,6 +73,9 @@ VARIANTS = {
     "strided": ((2, 3, 2, 2), dict(layout="strided")),
     "no-spatial-dims": ((3, 3), {}),
     "3d": ((2, 2, 2, 1, 2), {}),
+    "max": ((2, 3, 2, 2), dict(squeeze="max")),
+    "avg-max-channels-last": ((2, 3, 2, 2), dict(squeeze="avg_max", layout="channels-last")),
+    "concat-strided": ((2, 3, 2, 2), dict(squeeze="concat", layout="strided")),
 }
 
 
@@ -80,17 +86,21 @@ def test_squeeze_excite_variants(place, shape, options):
     check_gradients(place, function, tensors)
 
 
-def test_squeeze_excite_of_a_frozen_map(place):
-    inputs = smooth_inputs((2, 3, 2, 2), 2, place.device, "silu", "sigmoid")
+@pytest.mark.parametrize("squeeze", ["avg", "concat"])
+def test_squeeze_excite_of_a_frozen_map(place, squeeze):
+    inputs = smooth_inputs((2, 3, 2, 2), 2, place.device, "silu", "sigmoid", squeeze=squeeze)
     function, (x, *parameters) = block_of(inputs)
     check_gradients(place, partial(function, x.detach()), parameters)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "strided"])
-def test_squeeze(place, layout):
+@pytest.mark.parametrize("layout, kind", [
+    ("contiguous", "avg"), ("channels-last", "avg"), ("strided", "avg"), ("contiguous", "max"),
+    ("channels-last", "concat"), ("strided", "avg_max"),
+])  # fmt: skip
+def test_squeeze(place, layout, kind):
     x = torch.randn(2, 3, 2, 3, dtype=torch.float64, device=place.device)
     x = LAYOUTS[layout](x).requires_grad_()
-    check_gradients(place, se_fused.squeeze, [x])
+    check_gradients(place, partial(se_fused.squeeze, kind=kind), [x])
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last", "strided"])

@@ -84,6 +84,13 @@ BAD = {
                     ("act", "relu, silu, hardswish, leaky_relu, gelu", "'relu7'")),
     "gate-unknown": (dict(gate="softmax"), ValueError,
                      ("gate", "relu, sigmoid, hardsigmoid, tanh", "'softmax'")),
+    "squeeze-unknown": (dict(squeeze="mean"), ValueError,
+                        ("squeeze", "avg, max, avg_max, concat", "'mean'")),
+    "w1-of-the-mean-alone": (dict(squeeze="concat"), ValueError, ("w1", "(4, 16)", "(4, 8)")),
+    "w1-of-mean-and-maximum": (dict(w1=torch.ones(4, 16), squeeze="max"), ValueError,
+                               ("w1", "(4, 8)", "(4, 16)")),
+    "maximum-of-no-positions": (dict(x=torch.ones(2, 8, 0, 3), squeeze="avg_max"), ValueError,
+                                ("x ", "position", "maximum", "(2, 8, 0, 3)")),
     "act-a-gate": (dict(act="sigmoid"), ValueError, ("act", "'sigmoid'")),
     "act-a-module": (dict(act=nn.ReLU), ValueError, ("act", "relu", "ReLU")),
 }
@@ -101,8 +108,21 @@ MAPS = {name: case for name, case in BAD.items() if name.startswith("x-") and "o
 @pytest.mark.parametrize("replaced, error, words", MAPS.values(), ids=MAPS)
 def test_squeeze_and_rescale_check_the_map(replaced, error, words):
     assert_raises_before_any_operator(error, words, se_fused.squeeze, replaced["x"])
+    assert_raises_before_any_operator(error, words, se_fused.squeeze, replaced["x"], "concat")
     gate = torch.ones(2, 8)
     assert_raises_before_any_operator(error, words, se_fused.rescale, replaced["x"], gate)
+
+
+SQUEEZES = {
+    "unknown": ((2, 8, 3), "sum", ("kind", "avg, max, avg_max, concat", "'sum'")),
+    "no-positions": ((2, 8, 3, 0), "max", ("x ", "position", "maximum", "(2, 8, 3, 0)")),
+}
+
+
+@pytest.mark.parametrize("shape, kind, words", SQUEEZES.values(), ids=SQUEEZES)
+def test_squeeze_checks_its_kind(shape, kind, words):
+    x = torch.ones(shape)
+    assert_raises_before_any_operator(ValueError, words, se_fused.squeeze, x, kind)
 
 
 GATES = {
@@ -145,6 +165,16 @@ MODULES = {
     "act-an-instance": (dict(channels=8, act_layer=nn.ReLU()), TypeError,
                         ("act_layer", "class", "ReLU()")),
     "gate-a-number": (dict(channels=8, gate_layer=1), TypeError, ("gate_layer", "name", "1")),
+    "squeeze-unknown": (dict(channels=8, squeeze="sum"), ValueError,
+                        ("squeeze", "avg, max, avg_max, concat", "'sum'")),
+    "add-maxpool-beside-max": (dict(channels=8, add_maxpool=True, squeeze="max"), ValueError,
+                               ("add_maxpool", "avg_max", "'max'")),
+    "excitation-a-class": (dict(channels=8, excitation=nn.ReLU), TypeError,
+                           ("excitation", "Module", "type")),
+    "excitation-beside-layers": (
+        dict(channels=8, excitation=nn.ReLU(), rd_channels=4, bias=False, act_layer="silu"),
+        ValueError, ("excitation", "rd_channels, bias, act_layer", "cannot"),
+    ),
 }
 
 

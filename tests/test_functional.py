@@ -27,7 +27,9 @@ def leaves(inputs: Inputs) -> list:
 
 def forward_backward(inputs: Inputs) -> dict[str, torch.Tensor]:
     x, w1, b1, w2, b2 = tensors = leaves(inputs)
-    y = se_fused.squeeze_excite(x, w1, b1, w2, b2, act=inputs.act, gate=inputs.gate)
+    y = se_fused.squeeze_excite(
+        x, w1, b1, w2, b2, act=inputs.act, gate=inputs.gate, squeeze=inputs.squeeze
+    )
     y.backward(inputs.dy)
     found = {"y": y.detach()}
     for name, tensor in zip(("dx", "dw1", "db1", "dw2", "db2"), tensors):

@@ -25,16 +25,28 @@ def _squeeze_excite_backward(inputs):
     return (inputs.dy, inputs.x, z, g, *inputs.block[1:])
 
 
+def _maximum(inputs):
+    return results(inputs, torch.promote_types(inputs.x.dtype, torch.float32))
+
+
+def _rescale_backward_max(inputs):
+    found = _maximum(inputs)
+    return inputs.dy, inputs.x, found["g"], found["mean"], found["m"], found["g"]
+
+
 # Arguments from inputs, and the names of the results in reference.results.
 OPERATORS = {
     "squeeze": (lambda i: (i.x,), ("z",)),
     "rescale": (lambda i: (i.x, _excitation(i)[1]), ("y",)),
     "gate_gradient": (lambda i: (i.dy, i.x), ("dg",)),
     "rescale_backward": (lambda i: (i.dy, i.x, _excitation(i)[1]), ("dy_times_g", "dg")),
+    "squeeze_max": (lambda i: (i.x,), ("mean", "m")),
+    "gate_gradient_max": (lambda i: (i.dy, i.x, _maximum(i)["m"]), ("dg", "ties")),
+    "rescale_backward_max": (_rescale_backward_max, ("dx_max",)),
     "squeeze_excite": (lambda i: i.block, ("y", "z", "g")),
     "squeeze_excite_backward": (_squeeze_excite_backward, ("dx", "dp1", "h", "dp2")),
 }
-LIKE_X = ("y", "dx", "dy_times_g")
+LIKE_X = ("y", "dx", "dy_times_g", "dx_max")
 
 CHANNELS_LAST_SHAPES = {name: case for name, case in SHAPES.items() if len(case[0]) > 3}
 
@@ -107,7 +119,9 @@ def test_float32_weights_beside_16_bit_map(place, operator, dtype, layout, biase
 
 
 @pytest.mark.parametrize(
-    "operator", ["gate_gradient", "rescale_backward", "squeeze_excite_backward"]
+    "operator",
+    ["gate_gradient", "rescale_backward", "squeeze_excite_backward", "gate_gradient_max",
+     "rescale_backward_max"],
 )
 @pytest.mark.parametrize("x_layout", DENSE)
 @pytest.mark.parametrize("dy_layout", ["contiguous", "channels-last", "strided", "expanded",

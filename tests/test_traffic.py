@@ -226,6 +226,27 @@ def test_squeeze_and_rescale(case, dtype):
     )  # fmt: skip
 
 
+@each("1x1", "5x157", "3d", "aligned-7x7", "split-planes", "ragged-channels")
+def test_squeeze_with_the_maximum(case):
+    """One read of x; backward one of dy and x, then of dy and x with the write of dx."""
+    inputs = inputs_of(case, torch.bfloat16)
+    x, dy = inputs.x, inputs.dy
+    with Meter() as meter:
+        mean, m = kernels.squeeze_max(x)
+    sums = 2 * per_program(meter, m)
+    check_traffic(meter, 1, [(x, 1)], m, beside_read=sums, beside_written=sums + mean.nbytes)
+    with Meter() as meter:
+        dg, ties = kernels.gate_gradient_max(dy, x, m)
+    check_traffic(
+        meter, 1, [(dy, 1), (x, 1)], ties,
+        beside_read=2 * sums, beside_written=sums + dg.nbytes,
+    )  # fmt: skip
+    with Meter() as meter:
+        dx = kernels.rescale_backward_max(dy, x, dg, mean, m, ties)
+    beside = 4 * per_program(meter, m)
+    check_traffic(meter, 1, [(dy, 1), (x, 1)], dx, beside_read=beside, beside_written=0)
+
+
 @pytest.mark.parametrize("layout", DENSE)
 def test_small_tensors_add_less_than_a_tenth_of_a_pass(layout):
     """Float32 at 56 × 56; their share grows with fewer positions or narrower elements. Planes are
@@ -265,6 +286,7 @@ def test_results_do_not_depend_on_the_order_of_programs(case):
     inputs = inputs_of(case)
     x, dy = inputs.x, inputs.dy
     _, z, g = backends.load("eager").squeeze_excite(*inputs.block)
+    _, m = backends.load("eager").squeeze_max(x)
 
     def results(order):
         with Meter(order) as meter:
@@ -275,12 +297,15 @@ def test_results_do_not_depend_on_the_order_of_programs(case):
                 kernels.rescale(x, g),
                 kernels.gate_gradient(dy, x),
                 *kernels.rescale_backward(dy, x, g),
+                *kernels.squeeze_max(x),
+                *kernels.gate_gradient_max(dy, x, m),
+                kernels.rescale_backward_max(dy, x, g, z, m, g),
             ]
         assert not meter.faults
         return found
 
     expected = results("ascending")
-    assert len(expected) == 12
+    assert len(expected) == 17
     for order in ("reversed", "shuffled"):
         assert all(map(torch.equal, results(order), expected))
 

@@ -51,9 +51,13 @@ class Net(nn.Module):
 COMPOSED = dict(norm_layer=nn.BatchNorm2d, add_maxpool=True)
 # By kind: the SE blocks of the plain twin, and of the fused one unless they are swapped into it.
 KINDS = {
-    "one-operator": ((PlainSE, PlainSE), partial(FusedSE, C, rd_channels=R)),
+    "one-operator": ((PlainSE, PlainSE), (partial(FusedSE, C, rd_channels=R),) * 2),
     "composed": (
-        (partial(PlainSE, **COMPOSED),) * 2, partial(FusedSE, C, rd_channels=R, **COMPOSED)
+        (partial(PlainSE, **COMPOSED), partial(PlainSE, add_maxpool=True)),
+        (
+            partial(FusedSE, C, rd_channels=R, **COMPOSED),
+            partial(FusedSE, C, rd_channels=R, squeeze="avg_max"),
+        ),
     ),
     "swapped": ((Moskomule, Cadene), None),
 }
@@ -62,16 +66,16 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 def twins(kind: str, dtype=torch.float64, device="cpu") -> tuple[Net, Net]:
     """The plain network and the fused one, with the same random parameters."""
-    (first, second), fused_se = KINDS[kind]
+    (first, second), fused_blocks = KINDS[kind]
     plain = Net(first(), second()).to(device, dtype)
     with torch.no_grad():
         for parameter in plain.parameters():
             parameter.normal_(std=0.4)
-    if fused_se is None:
+    if fused_blocks is None:
         fused = copy.deepcopy(plain)
         assert len(replace_se(fused).replaced) == 2
     else:
-        fused = Net(fused_se(), fused_se()).to(device, dtype)
+        fused = Net(*(make() for make in fused_blocks)).to(device, dtype)
         fused.load_state_dict(plain.state_dict())
     assert isinstance(fused.first, FusedSE)
     return plain, fused

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "norm_kernels.h"
+#include "max_kernels.h"
 
 namespace se_fused::cpu {
 
@@ -12,6 +12,8 @@ template <class T>
 const Kernels<T>& table();
 template <class T>
 const NormKernels<T>& norm_table();
+template <class T>
+const MaxKernels<T>& max_table();
 }
 #if defined(__x86_64__)
 namespace avx2 {
@@ -19,12 +21,16 @@ template <class T>
 const Kernels<T>& table();
 template <class T>
 const NormKernels<T>& norm_table();
+template <class T>
+const MaxKernels<T>& max_table();
 }
 namespace avx512 {
 template <class T>
 const Kernels<T>& table();
 template <class T>
 const NormKernels<T>& norm_table();
+template <class T>
+const MaxKernels<T>& max_table();
 }
 #endif
 
@@ -83,6 +89,15 @@ const NormKernels<T>& norm_kernels() {
   return baseline::norm_table<T>();
 }
 
+template <class T>
+const MaxKernels<T>& max_kernels() {
+#if defined(__x86_64__)
+  if (current() == avx512_set) return avx512::max_table<T>();
+  if (current() == avx2_set) return avx2::max_table<T>();
+#endif
+  return baseline::max_table<T>();
+}
+
 template const Kernels<double>& kernels();
 template const Kernels<float>& kernels();
 template const Kernels<bf16>& kernels();
@@ -91,5 +106,9 @@ template const NormKernels<double>& norm_kernels();
 template const NormKernels<float>& norm_kernels();
 template const NormKernels<bf16>& norm_kernels();
 template const NormKernels<fp16>& norm_kernels();
+template const MaxKernels<double>& max_kernels();
+template const MaxKernels<float>& max_kernels();
+template const MaxKernels<bf16>& max_kernels();
+template const MaxKernels<fp16>& max_kernels();
 
 }  // namespace se_fused::cpu

@@ -1,5 +1,5 @@
 // The CPU kernels for x86 with AVX512.
-#include "norm_kernels.h"
+#include "max_kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -10,5 +10,6 @@
 #define SE_FUSED_VECTOR_BYTES 64
 #include "kernel_set.h"
 #include "norm_kernel_set.h"
+#include "max_kernel_set.h"
 #pragma GCC pop_options
 #endif

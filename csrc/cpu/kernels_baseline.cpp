@@ -1,7 +1,8 @@
 // The CPU kernels for any processor, in the 16-byte vectors that every 64-bit one has.
-#include "norm_kernels.h"
+#include "max_kernels.h"
 
 #define SE_FUSED_CAPABILITY baseline
 #define SE_FUSED_VECTOR_BYTES 16
 #include "kernel_set.h"
 #include "norm_kernel_set.h"
+#include "max_kernel_set.h"

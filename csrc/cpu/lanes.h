@@ -1,4 +1,4 @@
-// Sums over the lanes of vectors, and choices among them.
+// Sums and maxima over the lanes of vectors, and choices among them.
 // Included by kernel_set.h only, inside its target region and namespace.
 
 template <class A>
@@ -25,10 +25,24 @@ inline A sum_halves(Vec<A> v) {
 inline float sum_lanes(Vec<float> v) { return sum_halves<float>(v); }
 inline double sum_lanes(Vec<double> v) { return sum_halves<double>(v); }
 
-// Two vectors become one: lanes without the bit `step` are sums from the first, with it from the
+// The larger of each lane, a NaN before any number.
+template <class V>
+inline V larger(V a, V b) {
+  return ((a > b) | (a != a)) ? a : b;
+}
+
+template <class V>
+inline auto largest_lane(V v) {
+  auto most = v[0];
+  for (unsigned i = 1; i < sizeof(V) / sizeof(v[0]); ++i)
+    if (v[i] > most || v[i] != v[i]) most = v[i];
+  return most;
+}
+
+// Two vectors become one: lanes without the bit `step` are combined from the first, with it from the
 // second, each of a lane and its partner across that bit.
-template <int step, class A>
-inline Vec<A> add_across(Vec<A> a, Vec<A> b) {
+template <int step, class A, class Combine>
+inline Vec<A> combine_across(Vec<A> a, Vec<A> b, Combine combine) {
   constexpr int width = lanes<A>;
   typename IndexOf<A>::type kept{}, crossed{};
 #pragma GCC unroll 16
@@ -36,21 +50,28 @@ inline Vec<A> add_across(Vec<A> a, Vec<A> b) {
     kept[l] = l & step ? width + l : l;
     crossed[l] = l & step ? width + (l ^ step) : l ^ step;
   }
-  return __builtin_shuffle(a, b, kept) + __builtin_shuffle(a, b, crossed);
+  return combine(__builtin_shuffle(a, b, kept), __builtin_shuffle(a, b, crossed));
 }
 
-// One vector whose lane l is the sum over the lanes of v[l], from a full set of `lanes` vectors.
-template <class A, int count = lanes<A>>
-inline Vec<A> sum_lanes_of_each(const Vec<A>* v) {
+// One vector whose lane l combines the lanes of v[l], from a full set of `lanes` vectors.
+template <class A, class Combine, int count = lanes<A>>
+inline Vec<A> combine_lanes_of_each(const Vec<A>* v, Combine combine) {
   if constexpr (count == 1) {
     return v[0];
   } else {
     constexpr int step = lanes<A> / count;
     Vec<A> half[count / 2];
 #pragma GCC unroll 16
-    for (int k = 0; k < count / 2; ++k) half[k] = add_across<step, A>(v[2 * k], v[2 * k + 1]);
-    return sum_lanes_of_each<A, count / 2>(half);
+    for (int k = 0; k < count / 2; ++k)
+      half[k] = combine_across<step, A>(v[2 * k], v[2 * k + 1], combine);
+    return combine_lanes_of_each<A, Combine, count / 2>(half, combine);
   }
+}
+
+// The same, with sums.
+template <class A>
+inline Vec<A> sum_lanes_of_each(const Vec<A>* v) {
+  return combine_lanes_of_each<A>(v, [](Vec<A> a, Vec<A> b) { return a + b; });
 }
 
 // The lanes whose bit is set; zero, whatever it was, in the others.
@@ -72,8 +93,8 @@ inline Vec<A> keep(uint32_t bits, Vec<A> v) {
 
 // What a sum takes of a vector: not the lanes that were read before, nor those beyond the end, which
 // read as zero but need not have become zero.
-template <class A>
-inline Vec<A> only_new(At, Vec<A> v) {
+template <class A, class Place>
+inline Vec<A> only_new(Place, Vec<A> v) {
   return v;
 }
 template <class A>

@@ -46,11 +46,20 @@ void for_tiles_backwards(const Shape& s, const Matrix& m, const Body& body) {
   });
 }
 
+struct Plus {
+  template <class A>
+  A operator()(int64_t, A a, A b) const {
+    return a + b;
+  }
+};
+
 // Sums over positions of K terms, out [K, N, C]; body(tile's start, rows, out, stride) adds up a
 // tile's. In channels_last a sample's positions may be shared out among threads, whose sums are then
-// added in order.
-template <class A, class Body>
-void sum_terms_of_tiles(const Shape& s, const Matrix& m, int64_t terms, A* out, const Body& body) {
+// added in order, or joined otherwise by combine(term, a, b).
+template <class A, class Body, class Combine = Plus>
+void sum_terms_of_tiles(
+    const Shape& s, const Matrix& m, int64_t terms, A* out, const Body& body,
+    const Combine& combine = {}) {
   const int64_t per = m.rows_per_sample, stride = s.samples * s.channels;
   if (s.size() == 0) return std::fill(out, out + terms * stride, A(0));
   if (!s.channels_last || by_whole_samples(s)) {
@@ -78,10 +87,10 @@ void sum_terms_of_tiles(const Shape& s, const Matrix& m, int64_t terms, A* out, 
   for (int64_t k = 0; k < terms; ++k)
     for (int64_t n = 0; n < s.samples; ++n)
       for (int64_t c = 0; c < s.channels; ++c) {
-        A sum = 0;
-        for (int64_t part = 0; part < parts; ++part)
-          sum += partial[((n * parts + part) * terms + k) * s.channels + c];
-        out[k * stride + n * s.channels + c] = sum;
+        A all = partial[(n * parts * terms + k) * s.channels + c];
+        for (int64_t part = 1; part < parts; ++part)
+          all = combine(k, all, partial[((n * parts + part) * terms + k) * s.channels + c]);
+        out[k * stride + n * s.channels + c] = all;
       }
 }
 

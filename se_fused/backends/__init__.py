@@ -11,6 +11,10 @@ A backend is a module of this package that defines
     squeeze_excite(x, w1, b1, w2, b2, act, gate) -> y, z, g
     squeeze_excite_backward(dy, x, z, g, w1, b1, w2, b2, act, gate) -> dx, dp1, h, dp2
 
+    squeeze_max(x) -> mean, m
+    gate_gradient_max(dy, x, m) -> dg, ties
+    rescale_backward_max(dy, x, g, share, m, peak) -> dx
+
     moments(x) -> mean, m2
     norm_squeeze(x, center, scale, shift, act) -> z
     norm_rescale(x, residual, center, scale, shift, g, act, relu) -> y, mask
@@ -36,7 +40,18 @@ float32 otherwise:
     dg = Σ over spatial of dy · x       dp2 = dg · gate'(p2)   dp1 = (dp2 w2) · act'(p1)
     dx = dy · g + (dp1 w1) / M          (rescale_backward: dx = dy · g)
 
-The other eight are a block with BatchNorm before the squeeze, a residual and a ReLU after the
+The next three are the passes of a block whose squeeze has the maximum in it, for maps that have a
+position; its excitation, of the mean and m, is plain PyTorch in ``maximum.py``:
+
+    mean, m, ties, share, peak   [N, C]   acc, contiguous
+
+    mean = Σ x / M          m = max over spatial of x, NaN where x has one
+    ties = Σ [x = m]        dx = dy · g + share + [x = m] · peak
+
+with share = dmean / M and peak = dm / ties: a maximum that several positions share passes its
+gradient to them in equal parts, as ``torch.amax`` does.
+
+The last eight are a block with BatchNorm before the squeeze, a residual and a ReLU after the
 rescale; first its passes over the map:
 
     residual, dr           like x              residual may be None: nothing is added

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import se_fused._C  # noqa: F401  (loading it registers torch.ops.se_fused_cpp)
-from se_fused import fakes, passes
+from se_fused import fakes, max_passes, passes
 from se_fused.activations import ACTS, GATES
 
 _ops = torch.ops.se_fused_cpp
@@ -50,6 +50,26 @@ def squeeze_excite_backward(
     return _ops.squeeze_excite_backward.default(
         dy, x, z, g, w1, b1, w2, b2, _ACT_CODES[act], _GATE_CODES[gate]
     )
+
+
+# The passes of a squeeze with the maximum in it have kernels for the CPU; on a GPU they are
+# PyTorch's.
+
+
+def squeeze_max(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _ops.squeeze_max.default(x) if x.is_cpu else max_passes.squeeze_max(x)
+
+
+def gate_gradient_max(dy: Tensor, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    if not x.is_cpu:
+        return max_passes.gate_gradient_max(dy, x, m)
+    return _ops.gate_gradient_max.default(dy, x, m)
+
+
+def rescale_backward_max(dy, x, g, share, m, peak) -> Tensor:
+    if not x.is_cpu:
+        return max_passes.rescale_backward_max(dy, x, g, share, m, peak)
+    return _ops.rescale_backward_max.default(dy, x, g, share, m, peak)
 
 
 # The passes of a block with BatchNorm have kernels for the CPU; on a GPU they are PyTorch's.

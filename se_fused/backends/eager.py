@@ -13,6 +13,11 @@ from se_fused.between import (  # noqa: F401  (a part of the contract)
 )
 from se_fused.excitation import excitation_gradient, excite, squeeze_gradient
 from se_fused.layout import acc_dtype, flat, like_map
+from se_fused.max_passes import (  # noqa: F401
+    gate_gradient_max,
+    rescale_backward_max,
+    squeeze_max,
+)
 from se_fused.passes import (  # noqa: F401  (the rest of the contract)
     moments,
     norm_rescale,

@@ -249,5 +249,5 @@ def check_se(module: FusedSE):
     """Raises Left for SE that is no single operator."""
     if not module.takes_a_plain_map or type(module).forward is not FusedSE.forward:
         raise Left("its forward is more than SE")
-    if module._fused_names(*module._layers()) is None:
+    if not module._is_one_operator():
         raise Left("it does not run as one operator")

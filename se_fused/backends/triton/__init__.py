@@ -3,8 +3,9 @@
     reduce      z, and the excitation by the last program of a sample to finish; backward dg, dp1, …
     (between)   the excitation as torch matmuls, unless plan.excites_in_reduce
     apply       y = x · g, backward dx = dy · g + dz / M, in the reverse order
-    norm_reduce, norm_apply    the same two of a block with BatchNorm, residual and ReLU: one launch
-                               each function
+    max_reduce, max_apply      the same two where the maximum is in the squeeze: one launch each
+                               function
+    norm_reduce, norm_apply    and of a block with BatchNorm, residual and ReLU
 
 No program waits for another. Sums have a fixed order: results are the same from run to run.
 """
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from se_fused import plan
-from se_fused.backends.triton import launch, launch_norm
+from se_fused.backends.triton import launch, launch_max, launch_norm
 from se_fused.between import (  # noqa: F401  (a part of the contract)
     merge_moments,
     norm_excite,
@@ -84,6 +85,24 @@ def squeeze_excite_backward(
         dp1, h, dp2 = excitation_gradient(dg, z, g, w1, b1, w2, act, gate)
         share = squeeze_gradient(dp1, w1) / x.shape[2:].numel()
     return _apply(dy, g, share), dp1, h, dp2
+
+
+def squeeze_max(x: Tensor) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        return _per_channel(x, 0), _per_channel(x, 0)
+    return launch_max.squeeze_max(x)
+
+
+def gate_gradient_max(dy: Tensor, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        return _per_channel(x, 0), _per_channel(x, 0)
+    return launch_max.gate_gradient_max(dy, x, m)
+
+
+def rescale_backward_max(dy, x, g, share, m, peak) -> Tensor:
+    if x.numel() == 0:
+        return torch.empty_like(x)
+    return launch_max.rescale_backward_max(dy, x, g, share, m, peak)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,13 +79,13 @@ def channel_sums(
 
 
 @triton.jit
-def planes(tile, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr):
-    """A flat tile by planes, [BLOCK_C, BLOCK_M], zero beyond PLANE."""
+def planes(tile, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr, other=0):
+    """A flat tile by planes, [BLOCK_C, BLOCK_M], ``other`` beyond PLANE."""
     position = tl.arange(0, BLOCK_M)[None, :]
     inside = position < PLANE
     element = tl.arange(0, BLOCK_C)[:, None] * PLANE + tl.where(inside, position, 0)
     gathered = tl.gather(tile, tl.reshape(element, [BLOCK_C * BLOCK_M]), 0)
-    return tl.where(inside, tl.reshape(gathered, [BLOCK_C, BLOCK_M]), 0)
+    return tl.where(inside, tl.reshape(gathered, [BLOCK_C, BLOCK_M]), other)
 
 
 @triton.jit
