@@ -62,7 +62,7 @@ class FusedSE(nn.Module):
 
     slots = Slots()  # None: a module is the whole excitation
     add_maxpool = False
-    _kind = "avg"  # of squeeze, without add_maxpool
+    _fused_squeeze = "avg"  # where add_maxpool is False
     add_residual = False  # y = x * g + x
     takes_a_plain_map = True  # [N, C, *spatial], and returns it rescaled, nothing else
     on_gate: Callable[[Tensor], None] | None = None  # called with the gates while they are recorded
@@ -92,13 +92,14 @@ class FusedSE(nn.Module):
             raise ValueError(f"add_maxpool is squeeze='avg_max', got squeeze={squeeze!r} beside it")
         self.add_maxpool = add_maxpool or squeeze == "avg_max"
         if not self.add_maxpool:
-            self._kind = squeeze
+            self._fused_squeeze = squeeze
         if excitation is not None:
-            self._take(
+            _check_excitation(
                 excitation, rd_ratio=rd_ratio, rd_channels=rd_channels, rd_divisor=rd_divisor,
                 bias=bias, act_layer=act_layer, norm_layer=norm_layer, gate_layer=gate_layer,
                 device=device, dtype=dtype,
             )  # fmt: skip
+            self.slots, self.excitation = None, excitation
             return
         if rd_channels is None:
             rd_channels = _round_to_multiple(channels * rd_ratio, rd_divisor)
@@ -111,20 +112,6 @@ class FusedSE(nn.Module):
         self.act = make_module(act_layer, "act_layer")
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, **factory)
         self.gate = make_module(gate_layer, "gate_layer")
-
-    def _take(self, excitation: nn.Module, **others):
-        """The module as the whole excitation; other arguments must have their defaults."""
-        if not isinstance(excitation, nn.Module):
-            raise TypeError(
-                f"excitation must be a torch.nn.Module, got {type(excitation).__name__}"
-            )
-        defaults = inspect.signature(FusedSE).parameters
-        given = [name for name, value in others.items() if value != defaults[name].default]
-        if given:
-            raise ValueError(
-                f"excitation is the whole excitation: {', '.join(given)} cannot be given beside it"
-            )
-        self.slots, self.excitation = None, excitation
 
     def forward(self, x: Tensor) -> Tensor:
         return traced(self, x) if isinstance(x, torch.fx.Proxy) else self._fused(x)
@@ -160,7 +147,7 @@ class FusedSE(nn.Module):
         return g if g.dtype == x.dtype or x.dtype.itemsize == 2 else g.to(x.dtype)
 
     def _squeeze_kind(self) -> str:
-        return "avg_max" if self.add_maxpool else self._kind
+        return "avg_max" if self.add_maxpool else self._fused_squeeze
 
     def _layers(self):
         """fc1, act, fc2, gate and norm; None where there is none."""
@@ -232,6 +219,18 @@ def traced(module: FusedSE, *args) -> torch.fx.Proxy:
     """The module's call as one node of torch.fx's symbolic tracing, as PyTorch's own layers are."""
     tracer = args[0].tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, {})
+
+
+def _check_excitation(excitation: nn.Module, **others):
+    """The other arguments of the constructor must have their defaults."""
+    if not isinstance(excitation, nn.Module):
+        raise TypeError(f"excitation must be a torch.nn.Module, got {type(excitation).__name__}")
+    defaults = inspect.signature(FusedSE).parameters
+    given = [name for name, value in others.items() if value != defaults[name].default]
+    if given:
+        raise ValueError(
+            f"excitation is the whole excitation: {', '.join(given)} cannot be given beside it"
+        )
 
 
 def _round_to_multiple(width: float, divisor: int) -> int:
