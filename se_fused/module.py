@@ -144,7 +144,8 @@ class FusedSE(nn.Module):
         if self.add_residual:
             return 1 + g.to(z.dtype)
         # rescale takes a gate of x's dtype or wider; autocast may have lowered it below x's.
-        return g if g.dtype == x.dtype or x.dtype.itemsize == 2 else g.to(x.dtype)
+        is_lower = isinstance(g, Tensor) and g.dtype != x.dtype and x.dtype.itemsize > 2
+        return g.to(x.dtype) if is_lower else g
 
     def _squeeze_kind(self) -> str:
         return "avg_max" if self.add_maxpool else self._fused_squeeze

@@ -162,6 +162,12 @@ def test_excitation_beside_a_16_bit_map(place, dtype, parameters):
     )
 
 
+def test_gate_that_is_no_tensor_is_named():
+    layers = nn.LSTM(C, C)
+    with pytest.raises(TypeError, match="gate must be a tensor, got tuple"):
+        FusedSE(C, excitation=layers)(torch.randn(3, C, 5, 7))
+
+
 def test_gate_of_another_shape_is_named():
     x = torch.randn(3, C, 5, 7)
     for layers in (nn.Linear(C, R), nn.Flatten(0)):
