@@ -69,8 +69,9 @@ def test_large_shapes(native_place, shape, hidden, layout, dtype):
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - set(DENSE)))
 def test_layouts_that_are_copied(native_place, layout):
-    inputs = make_inputs((3, 20, 5, 7), 4, native_place.device, layout=layout, squeeze="concat")
-    check(forward_backward(inputs), inputs)
+    inputs = make_inputs((3, 20, 5, 7), 4, native_place.device, torch.float64, layout=layout,
+                         squeeze="concat")
+    assert_as_plain(inputs, "concat")
 
 
 @each_kind

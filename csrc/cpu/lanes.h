@@ -94,14 +94,8 @@ inline Vec<A> keep(uint32_t bits, Vec<A> v) {
 // What a sum takes of a vector: not the lanes that were read before, nor those beyond the end, which
 // read as zero but need not have become zero.
 template <class A, class Place>
-inline Vec<A> only_new(Place, Vec<A> v) {
-  return v;
-}
-template <class A>
-inline Vec<A> only_new(LastAt at, Vec<A> v) {
-  return keep<A>(~0u << at.done, v);
-}
-template <class A>
-inline Vec<A> only_new(PartAt at, Vec<A> v) {
-  return keep<A>((1u << at.count) - 1, v);
+inline Vec<A> only_new(Place at, Vec<A> v) {
+  if constexpr (std::is_same_v<Place, LastAt>) return keep<A>(~0u << at.done, v);
+  else if constexpr (std::is_same_v<Place, PartAt>) return keep<A>((1u << at.count) - 1, v);
+  else return v;
 }
