@@ -19,6 +19,7 @@ ARROW = (
     "followed",
     "module",
     "tail",
+    "tail_function",
     "functional",
     "maximum",
     "differentiation",
