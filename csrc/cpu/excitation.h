@@ -1,6 +1,9 @@
 // The excitation of a group of samples: two small matrix products each way, in tiles of registers.
 // Included by kernel_set.h only, inside its target region and namespace.
 
+// Outputs of a tile, or vectors of them, for each of its 4 samples: their sums stay in registers.
+constexpr int tile_width = SE_FUSED_VECTOR_BYTES == 64 ? 4 : 2;
+
 // out[b, j] = bias[j] + Σ_k a[b, k] · w[j, k] for S samples and J outputs from (b, j) on.
 template <int S, int J, class A>
 inline void dot_tile(
@@ -38,8 +41,8 @@ inline void multiply_transposed(
     const A* from = a + b * depth;
     A* to = out + b * outputs;
     int64_t j = begin;
-    for (; j + 4 <= end; j += 4)
-      dot_tile<S, 4>(from, w + j * depth, bias ? bias + j : nullptr, depth, outputs, to + j);
+    for (; j + tile_width <= end; j += tile_width)
+      dot_tile<S, tile_width>(from, w + j * depth, bias ? bias + j : nullptr, depth, outputs, to + j);
     for (; j < end; ++j)
       dot_tile<S, 1>(from, w + j * depth, bias ? bias + j : nullptr, depth, outputs, to + j);
   };
@@ -85,8 +88,8 @@ inline void multiply(
     const A* from = a + b * depth;
     A* to = out + b * outputs;
     int64_t j = begin;
-    for (; j + 4 * width <= end; j += 4 * width)
-      axpy_tile<S, 4>(from, w + j, depth, outputs, width, to + j);
+    for (; j + tile_width * width <= end; j += tile_width * width)
+      axpy_tile<S, tile_width>(from, w + j, depth, outputs, width, to + j);
     for (; j < end; j += width) {
       const int64_t last = end - j < width ? end - j : width;
       axpy_tile<S, 1>(from, w + j, depth, outputs, last, to + j);

@@ -113,7 +113,7 @@ def insert_se(
             bias=bias,
             act_layer=act,
             gate_layer=gate,
-            **({} if squeeze == "avg" else {"squeeze": squeeze}),
+            squeeze=squeeze,
             **_factory(model, site),
         )
         built.append(se)
