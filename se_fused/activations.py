@@ -119,7 +119,8 @@ def function_name(layer, cls: type | None = None) -> str | None:
     name = _MODULES.get(cls)
     if name is None:
         kind = cls if isinstance(layer, nn.Module) else layer
-        name = _ELSEWHERE.get(kind) or _ELSEWHERE.get((kind.__module__, kind.__qualname__))
+        # By __name__, since not every torch.compile can look a function's __qualname__ up.
+        name = _ELSEWHERE.get(kind) or _ELSEWHERE.get((kind.__module__, kind.__name__))
     for argument, value in _ARGUMENTS.get(cls.__name__, {}).items():
         if getattr(layer, argument, value) != value:
             return None
