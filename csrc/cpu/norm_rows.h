@@ -1,9 +1,6 @@
 // The passes of a block with BatchNorm in contiguous layout: a row is a channel's plane.
 // Included by norm_kernel_set.h only, inside its target region and namespace.
 
-// Vectors added up in one partial sum.
-constexpr int64_t vectors_in_run = 128;
-
 inline int64_t mask_bytes(int64_t cols) { return (cols + 7) / 8; }
 
 // body(place) for every vector of [begin, end).

@@ -1,8 +1,8 @@
 // Kernels with one gate per row: contiguous layout, a row is a channel's plane.
 // Included by kernel_set.h only, inside its target region and namespace.
 
-// Longest run added up in plain partial sums; longer rows are sums of such runs.
-constexpr int64_t run_length = 1 << 14;
+// Vectors added up in plain partial sums, in a few chains; longer rows are sums of such runs.
+constexpr int64_t vectors_in_run = 128;
 
 // Per lane, the sum over a run [begin, end) of a row; term(read) is the summand where `read` reads.
 template <class T, class Term>
@@ -33,7 +33,7 @@ inline Vec<acc_t<T>> sum_run(int64_t begin, int64_t end, Term term) {
 template <class T, class Term>
 inline void sum_rows(int64_t rows, int64_t cols, acc_t<T>* out, Term term) {
   using A = acc_t<T>;
-  constexpr int64_t width = lanes<A>;
+  constexpr int64_t width = lanes<A>, run = vectors_in_run * width;
   int64_t row = 0;
   if (cols <= 16 * width) {
     for (; row + width <= rows; row += width) {
@@ -44,8 +44,8 @@ inline void sum_rows(int64_t rows, int64_t cols, acc_t<T>* out, Term term) {
   }
   for (; row < rows; ++row) {
     Vec<A> total{};
-    for (int64_t start = 0; start < cols; start += run_length)
-      total += sum_run<T>(start, cols - start > run_length ? start + run_length : cols, term(row));
+    for (int64_t start = 0; start < cols; start += run)
+      total += sum_run<T>(start, cols - start > run ? start + run : cols, term(row));
     out[row] = sum_lanes(total);
   }
 }
