@@ -26,10 +26,12 @@ def facts(device: torch.device) -> dict:
 
 
 def file_name(device: dict) -> str:
-    """cpu-amd-epyc.json, nvidia-h200.json."""
+    """cpu-amd-epyc-avx2.json, nvidia-h200.json; virtual machines' processors share a name."""
     name = re.sub(r"\((R|TM|C)\)|@.*|\b(CPU|Processor|\d+-Core)\b", " ", device["name"], flags=re.I)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
-    return ("cpu-" if device["kind"] == "cpu" else "") + slug + ".json"
+    if device["kind"] == "cpu":
+        slug = "-".join(filter(None, ("cpu", slug, device["capability"])))
+    return slug + ".json"
 
 
 def cpu_name() -> str:

@@ -36,16 +36,16 @@ def write(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("kind, name, expected", [
-    ("cpu", "AMD EPYC", "cpu-amd-epyc.json"),
-    ("cpu", "AMD EPYC 7B13 64-Core Processor", "cpu-amd-epyc-7b13.json"),
-    ("cpu", "Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz", "cpu-intel-xeon-gold-6248.json"),
-    ("cpu", "", "cpu-unknown.json"),
-    ("cuda", "NVIDIA H200", "nvidia-h200.json"),
-    ("cuda", "NVIDIA GeForce RTX 4090", "nvidia-geforce-rtx-4090.json"),
+@pytest.mark.parametrize("kind, name, capability, expected", [
+    ("cpu", "AMD EPYC", "avx2", "cpu-amd-epyc-avx2.json"),
+    ("cpu", "AMD EPYC 7B13 64-Core Processor", "avx2", "cpu-amd-epyc-7b13-avx2.json"),
+    ("cpu", "Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz", None, "cpu-intel-xeon-gold-6248.json"),
+    ("cpu", "", None, "cpu-unknown.json"),
+    ("cuda", "NVIDIA H200", "9.0", "nvidia-h200.json"),
+    ("cuda", "NVIDIA GeForce RTX 4090", "8.9", "nvidia-geforce-rtx-4090.json"),
 ])
-def test_file_is_named_after_the_device(kind, name, expected):
-    assert devices.file_name({"kind": kind, "name": name}) == expected
+def test_file_is_named_after_the_device(kind, name, capability, expected):
+    assert devices.file_name({"kind": kind, "name": name, "capability": capability}) == expected
 
 
 def test_main_writes_the_rows_of_all_files(write, tmp_path, monkeypatch, capsys):
@@ -57,7 +57,7 @@ def test_main_writes_the_rows_of_all_files(write, tmp_path, monkeypatch, capsys)
         write("tail.json", of_pytest([tail_row({"eager": 2.0, "fused": 1.0})])),
     ]
     collect.main(files)
-    path = tmp_path / "benchmarks" / "results" / "cpu-amd-epyc.json"
+    path = tmp_path / "benchmarks" / "results" / "cpu-amd-epyc-avx512.json"
     assert capsys.readouterr().out == f"{path}\n"
     found = results_file.load(path)
     assert found["device"] == DEVICE
