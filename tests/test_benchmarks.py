@@ -32,7 +32,7 @@ TABLES = {
     "bound table": (bounds.table, "traffic.json"),
     "tail pass table": (tail_traffic.table, "traffic.json"),
     "tail bound table": (bounds.tail_table, "traffic.json"),
-    "tail table": (tail_table.table, CPU),
+    "tail table": (tail_table.table, "cpu-amd-epyc-avx2.json"),
     "bench table": (functools.partial(tables.block, folded=True), CPU),
     "network bench table": (functools.partial(tables.network, folded=True), CPU),
 }
