@@ -28,6 +28,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
+import triton
 from machine_code import exact_lines, machine_code
 from shapes import DTYPES
 from triton.backends.compiler import GPUTarget
@@ -323,15 +324,30 @@ def _listed(*selection) -> list[Row]:
     return list(rows(*selection))
 
 
+# Kernels that break a rule in a version of Triton and keep it in another: reported, and counted
+# apart. Triton 3.9 compiles them within the rules.
+KNOWN = {
+    "3.8": (
+        "sm_90 fp16 channels-last-56x56 rescale_backward gate_gradient_kernel",
+        "sm_100 fp32 contiguous-56x56 norm_sums norm_sums_kernel",
+        "sm_120 fp16 contiguous-7x7 moments moments_kernel",
+    ),
+}
+
+
 def report(found: list[Row]) -> int:
     from test_compiled_code import problems
 
     print(table(found))
+    version = triton.__version__.rpartition(".")[0]
     broken = 0
     for row in found:
+        name = " ".join(row[:5])
+        is_known = name in KNOWN.get(version, ())
         for problem in problems(row):
-            broken += 1
-            print(f"{' '.join(row[:5])}, {row.warps} warps: {problem}")
+            broken += not is_known
+            note = f"; known of Triton {version}" if is_known else ""
+            print(f"{name}, {row.warps} warps: {problem}{note}")
     seconds = [row.seconds for row in found]
     print(f"{len(found)} kernels, {broken} broken rules; ", end="")
     print(f"a kernel compiles in {median(seconds):.2f} s (median), {max(seconds)} s (longest)")
