@@ -86,7 +86,7 @@ CASES = {
     ),
 }
 EVERYDAY = {  # the selection of the test suite
-    "targets": ["sm_80", "sm_90", "gfx942"],
+    "targets": ["sm_90", "gfx942"],
     "dtypes": ["fp32", "bf16"],
     "cases": list(CASES)[:4],
 }

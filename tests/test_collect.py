@@ -138,7 +138,9 @@ def measured(file, script, selected):
         f"benchmarks/{script}", "-k", selected,
     ]
     # Undisturbed by a compiler: what is timed does not matter here.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    # Nothing is timed in a worker of pytest-xdist, as which this process may run.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    environment = {**inherited, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     return collect.collect([file])

@@ -207,15 +207,18 @@ def test_two_processes_train_as_one(tmp_path, plain_losses):
 
 @needs("sklearn")
 @needs("timm")
-def test_two_processes_under_autocast(tmp_path, plain_losses):
+def test_two_processes_under_autocast(tmp_path):
+    """As one process that sees both halves of the batch, under autocast too."""
     arguments = (*SPLITTABLE, "--amp", "bf16", "--channels-last")
-    _, result = result_of(tmp_path, *arguments, launcher=TORCHRUN)
+    _, alone = result_of(tmp_path / "alone", *arguments, "--batch-size", 8)
+    _, result = result_of(tmp_path / "two", *arguments, launcher=TORCHRUN)
     eps = torch.finfo(AMP_DTYPES["bf16"]).eps
-    for run in result["runs"].values():
+    for name, run in result["runs"].items():
         assert all(map(math.isfinite, run["losses"]))
-        assert run["losses"][0] == pytest.approx(plain_losses(8)[0], rel=eps)
-    assert result["first_loss_difference"] < eps * plain_losses(8)[0]
-    assert result["processes"] == 2
+        first = alone["runs"][name]["losses"][0]
+        assert run["losses"][0] == pytest.approx(first, rel=eps)
+        assert result["first_loss_difference"] < eps * first
+    assert (alone["processes"], result["processes"]) == (1, 2)
 
 
 @needs("sklearn")
