@@ -41,10 +41,10 @@ gpu: .venv/ready
 	$(BIN)/python -m pytest -q -k cuda
 	$(MAKE) bench
 
-sanitize: .venv/ready
-	SE_FUSED_SANITIZER=address $(BIN)/python -m pytest -q tests/test_cuda_kernels.py
-	SE_FUSED_SANITIZER=thread $(BIN)/python -m pytest -q tests/test_cuda_kernels.py
-	SE_FUSED_SANITIZER=initialised $(BIN)/python -m pytest -q tests/test_cuda_kernels.py
+SANITIZERS := address thread initialised
+sanitize: $(SANITIZERS:%=sanitize-%)
+sanitize-%: .venv/ready
+	SE_FUSED_SANITIZER=$* $(BIN)/python -m pytest -q tests/test_cuda_kernels.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
