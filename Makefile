@@ -18,9 +18,10 @@ demo: .venv/ready
 	$(BIN)/python benchmarks/train.py
 
 # A backend named in SE_FUSED_REQUIRE must run: its tests fail where they would otherwise be skipped.
-# A process for each of up to 8 processors, of two threads each.
+# A process for each of up to 8 processors, of two threads each, which do not spin while they wait.
 test: export SE_FUSED_REQUIRE ?= cpp,triton
 test: export OMP_NUM_THREADS ?= 2
+test: export OMP_WAIT_POLICY ?= passive
 test: .venv/ready
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
