@@ -13,7 +13,7 @@ import se_fused
 from se_fused import activations
 
 # Around zero, around the kinks of the hard functions, and far out, where exp overflows.
-NEAR = torch.cat([torch.linspace(-6, 6, 25), torch.tensor([-2.999, -3.001, 2.999, 3.001, 1e-6])])
+NEAR = torch.cat([torch.linspace(-6, 6, 49), torch.tensor([-2.999, -3.001, 2.999, 3.001, 1e-6])])
 FAR = torch.tensor([-1e4, -745.0, -104.0, -90.0, -40.0, 40.0, 90.0, 104.0, 745.0, 1e4])
 KINKS = {"hardswish": (-3.0, 3.0)}  # torch itself has changed its mind about these two
 

@@ -206,8 +206,7 @@ def test_planted_faults_are_found(faults, fault, target):
         assert any(FAULTS[fault] in problem for problem in problems(row)), problems(row)
 
 
-@pytest.mark.parametrize("target", ["sm_90"])
-def test_flat_tiles_take_a_quarter_of_the_accesses(everyday, faults, target):
+def test_flat_tiles_take_a_quarter_of_the_accesses(everyday, faults, target="sm_90"):
     """Of a row tile of the same planes, in float32. (For AMD, loops are unrolled unlike one
     another; the width of the accesses, in ``test_machine_code``, says as much.)"""
 
