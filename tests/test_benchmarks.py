@@ -25,14 +25,14 @@ import timing  # noqa: E402
 import traffic  # noqa: E402
 from inputs import DTYPES, Inputs  # noqa: E402
 
-CPU = "cpu-amd-epyc-avx512.json"
+CPU = "cpu-amd-epyc-avx2.json"
 TABLES = {
     "block table": (block.table, "cpu.json"),
     "pass table": (traffic.table, "traffic.json"),
     "bound table": (bounds.table, "traffic.json"),
     "tail pass table": (tail_traffic.table, "traffic.json"),
     "tail bound table": (bounds.tail_table, "traffic.json"),
-    "tail table": (tail_table.table, "cpu-amd-epyc-avx2.json"),
+    "tail table": (tail_table.table, CPU),
     "bench table": (functools.partial(tables.block, folded=True), CPU),
     "network bench table": (functools.partial(tables.network, folded=True), CPU),
 }
