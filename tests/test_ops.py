@@ -106,6 +106,21 @@ def test_values_in_every_shape_channels_last_bf16(place, operator, shape, hidden
     run_and_check(operator, inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("layout", DENSE)
+def test_large_map_has_the_values_of_its_samples(native_place, dtype, layout):
+    """Which are too small to be stored past the caches (csrc/cpu/memory.h)."""
+    samples = 4
+    inputs = make_inputs((samples, 16, 480, 640), 4, native_place.device, dtype, layout=layout)
+    y, z, g = ops.squeeze_excite(*inputs.block)
+    dx, *_ = ops.squeeze_excite_backward(inputs.dy, inputs.x, z, g, *inputs.block[1:])
+    whole = inputs.x, inputs.dy, y, z, g, dx
+    for x, dy, y, z, g, dx in zip(*(t.split(1) for t in whole)):
+        assert torch.equal(ops.rescale(x, g), y)
+        found, *_ = ops.squeeze_excite_backward(dy, x, z, g, *inputs.block[1:])
+        torch.testing.assert_close(found, dx)
+
+
 @pytest.mark.parametrize("operator", ["squeeze_excite", "squeeze_excite_backward"])
 @pytest.mark.parametrize("dtype", REDUCED.values(), ids=REDUCED)
 @pytest.mark.parametrize("layout", DENSE)

@@ -51,6 +51,9 @@ VARIANTS = {
 each_operator = pytest.mark.parametrize("operator", OPERATORS)
 each_case = pytest.mark.parametrize("shape, layout", CASES.values(), ids=CASES)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+fp32_and_bf16 = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"]
+)
 each_dense_layout = pytest.mark.parametrize("layout", DENSE)
 each_act = pytest.mark.parametrize("act", NORM_ACTS)
 
@@ -85,6 +88,22 @@ def test_values_in_every_shape_bf16_silu(native_place, operator, shape, layout):
         operator,
         make_norm_inputs(shape, native_place.device, torch.bfloat16, layout=layout, act="silu"),
     )
+
+
+@pytest.mark.parametrize("operator", ["norm_rescale", "norm_rescale_backward"])
+@fp32_and_bf16
+@each_dense_layout
+def test_large_map_has_the_values_of_its_samples(native_place, operator, dtype, layout):
+    """Which are too small to be stored past the caches (csrc/cpu/memory.h)."""
+    samples = 4
+    inputs = make_norm_inputs((samples, 16, 480, 384), native_place.device, dtype, layout=layout)
+    arguments = OPERATORS[operator][0]
+    whole = call(operator, arguments(inputs))
+    for n in range(samples):
+        per_sample = ("x", "residual", "dy", "g", "share", "mask")
+        own = {name: getattr(inputs, name).chunk(samples)[n] for name in per_sample}
+        for name, found in call(operator, arguments(inputs._replace(**own))).items():
+            assert torch.equal(found, whole[name].chunk(samples)[n]), name
 
 
 @each_operator
@@ -127,7 +146,7 @@ def test_other_map_in_another_layout(place, operator, x_layout, other_layout):
         assert found[name].stride() == inputs.x.stride()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@fp32_and_bf16
 @each_case
 def test_moments_far_from_zero(place, dtype, shape, layout):
     """A mean of 1e4 standard deviations. Float32 rounds such data by 1e-3 of one."""
@@ -145,22 +164,26 @@ def test_moments_beside_one_outlier(place):
 
 
 @each_case
+@fp32_and_bf16
 @pytest.mark.parametrize("residual", [True, False], ids=["residual", "no-residual"])
-def test_bits_of_the_mask(place, shape, layout, residual):
+def test_bits_of_the_mask(place, shape, dtype, layout, residual):
     """Exactly those of p > 0: p is well away from 0."""
     keep = torch.rand(shape) < 0.5
     x = torch.where(keep, 1.0, -1.0) * (0.5 + torch.rand(shape))
-    inputs = make_norm_inputs(shape, place.device, layout=layout, norm=False, residual=residual)
-    x = LAYOUTS[layout](x.to(place.device))
+    inputs = make_norm_inputs(
+        shape, place.device, dtype, layout=layout, norm=False, residual=residual
+    )
+    x = LAYOUTS[layout](x.to(place.device, dtype))
     inputs = inputs._replace(x=x, residual=x if residual else None)
     mask = run_and_check("norm_rescale", inputs)["mask"]
     assert torch.equal(mask, pack(keep.to(place.device), inputs.x))
 
 
 @each_dense_layout
+@fp32_and_bf16
 @pytest.mark.parametrize("act", ["identity", "silu"])
-def test_nan_stays_nan_and_passes(place, layout, act):
-    inputs = make_norm_inputs((2, 11, 5, 7), place.device, layout=layout, act=act)
+def test_nan_stays_nan_and_passes(place, layout, dtype, act):
+    inputs = make_norm_inputs((2, 11, 5, 7), place.device, dtype, layout=layout, act=act)
     at = torch.rand(inputs.x.shape, device=place.device) < 0.3
     nan = inputs.x.clone()
     nan[at] = torch.nan
@@ -171,9 +194,10 @@ def test_nan_stays_nan_and_passes(place, layout, act):
 
 
 @each_dense_layout
-def test_gradient_that_does_not_pass_is_dropped(place, layout):
+@fp32_and_bf16
+def test_gradient_that_does_not_pass_is_dropped(place, layout, dtype):
     """Even where it is not finite."""
-    inputs = make_norm_inputs((2, 11, 5, 7), place.device, layout=layout, act="silu")
+    inputs = make_norm_inputs((2, 11, 5, 7), place.device, dtype, layout=layout, act="silu")
     keep = unpack(inputs.mask, inputs.x)
     dropped = inputs._replace(dy=inputs.dy.masked_fill(~keep, torch.inf))
     for operator in ("norm_sums", "norm_rescale_backward"):

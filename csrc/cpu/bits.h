@@ -23,14 +23,6 @@ inline uint32_t passing(Vec<double> v) {
 #endif
 }
 
-// v where it passes, given its bits, else zero.
-template <class A>
-inline Vec<A> rectified(uint32_t bits, Vec<A> v) {
-  if constexpr (SE_FUSED_VECTOR_BYTES == 64) return keep<A>(bits, v);
-  using Index = typename IndexOf<A>::type;
-  return (Vec<A>)((Index)v & ~(Index)(v <= A(0)));  // from v itself, not by way of its bits
-}
-
 // Of 16 lanes, whether more than 8 are there.
 inline bool beyond_a_byte(At) { return true; }
 inline bool beyond_a_byte(PartAt at) { return at.count > 8; }
@@ -78,4 +70,22 @@ inline void store_bits(uint8_t* row, PartAt at, uint32_t bits) {
   bits &= (1u << at.count) - 1;
   if (lanes<A> < 16 || beyond_a_byte(at)) return store_bits<A>(row, At{at.i}, bits);
   row[at.i / 8] = static_cast<uint8_t>(bits);
+}
+
+// v where the mask's bit is set, else zero.
+template <class Place, class V>
+inline V masked(const uint8_t* row, Place at, V v) {
+  using A = std::decay_t<decltype(v[0])>;
+  return keep<A>(load_bits<A>(row, at), v);
+}
+
+// v where it passes, else zero; the mask remembers which.
+template <class Place, class V>
+inline V rectified(uint8_t* row, Place at, V v) {
+  using A = std::decay_t<decltype(v[0])>;
+  const uint32_t bits = passing(v);
+  store_bits<A>(row, at, bits);
+  if constexpr (SE_FUSED_VECTOR_BYTES == 64) return keep<A>(bits, v);
+  using Index = typename IndexOf<A>::type;
+  return (Vec<A>)((Index)v & ~(Index)(v <= A(0)));  // from v itself, not by way of its bits
 }

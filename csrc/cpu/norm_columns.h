@@ -120,7 +120,7 @@ void column_norm_sums(
         rows, cols, has_mask, out, stride,
         [&](auto at, int64_t start, int64_t bytes, Vec<A>* terms) {
           Vec<A> q = at(p.dy + start);
-          if (has_mask) q = keep<A>(load_bits<A>(p.mask + bytes, at), q);
+          if (has_mask) q = masked(p.mask + bytes, at, q);
           sum_terms<known, A>(q, at(p.x + start), center(at), scale(at), shift(at), terms);
         });
   });
@@ -163,11 +163,7 @@ void column_norm_rescale(
         Vec<A> v = activated<decltype(act)::value, A>(u);
         if (decltype(act)::value != Act::identity) v *= g(at);
         if (residual) v += at(residual);
-        if (mask) {
-          const uint32_t bits = passing(v);
-          store_bits<A>(mask, at, bits);
-          v = rectified<A>(bits, v);
-        }
+        if (mask) v = rectified(mask, at, v);
         place<decltype(past)::value>(y, at, v);
       });
     };
@@ -193,7 +189,7 @@ void column_norm_backward(
       const uint8_t* mask = moved(p.mask, bytes);
       for_vectors<A>(0, columns, [&](auto at) {
         Vec<A> q = at(dy);
-        if (mask) q = keep<A>(load_bits<A>(mask, at), q);
+        if (mask) q = masked(mask, at, q);
         if (dr) place<decltype(past)::value>(dr, at, q);
         Vec<A> result = q * g(at) + share(at);
         if (known != Act::identity || statistics) {

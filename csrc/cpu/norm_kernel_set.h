@@ -5,6 +5,7 @@ namespace se_fused::cpu::SE_FUSED_CAPABILITY {
 namespace {
 
 #include "bits.h"
+#include "even_odd.h"
 #include "norm_terms.h"
 #include "norm_rows.h"
 #include "norm_columns.h"

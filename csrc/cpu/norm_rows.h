@@ -12,9 +12,22 @@ inline void for_vectors(int64_t begin, int64_t end, Body body) {
   for_rest<A>(begin, i, end, body);
 }
 
+// The same over a row, whose bf16 come in pairs of vectors first.
+template <class T, class Body>
+inline void for_row(int64_t cols, Body body) {
+  using A = acc_t<T>;
+  constexpr int64_t width = lanes<A>;
+  int64_t i = 0;
+  if constexpr (std::is_same_v<T, bf16>)
+    for (; i + 2 * width <= cols; i += 2 * width) body(EvenOddAt{i});
+  for (; i + width <= cols; i += width) body(At{i});
+  for_rest<A>(0, i, cols, body);
+}
+
 // sums[k] = per lane, the sum over a row of the term k; term(place, vectors) fills K of them.
-template <int K, class A, class Term>
-inline void sum_row(int64_t cols, Vec<A>* sums, Term term) {
+template <int K, class T, class Term>
+inline void sum_row(int64_t cols, Vec<acc_t<T>>* sums, Term term) {
+  using A = acc_t<T>;
   constexpr int64_t width = lanes<A>, run = vectors_in_run * width;
   for (int k = 0; k < K; ++k) sums[k] = Vec<A>{};
   for (int64_t start = 0; start < cols; start += run) {
@@ -27,8 +40,14 @@ inline void sum_row(int64_t cols, Vec<A>* sums, Term term) {
     const int64_t end = cols - start < run ? cols : start + run;
     int64_t i = start;
     for (; i + 2 * width <= end; i += 2 * width) {
-      add(At{i}, even);
-      add(At{i + width}, K <= 2 ? odd : even);
+      Vec<A>* second = K <= 2 ? odd : even;
+      if constexpr (std::is_same_v<T, bf16>) {
+        add(EvenAt{i}, even);
+        add(OddAt{i}, second);
+      } else {
+        add(At{i}, even);
+        add(At{i + width}, second);
+      }
     }
     for (; i + width <= end; i += width) add(At{i}, even);
     for_rest<A>(start, i, end, [&](auto at) { add(at, odd); });
@@ -37,23 +56,33 @@ inline void sum_row(int64_t cols, Vec<A>* sums, Term term) {
 }
 
 // out[k · stride + row] = Σ over the row of the terms k; term(row) is a row's, as sum_row takes it.
-// The lanes of as many rows as there are lanes are added up together.
-template <int K, class A, class Terms>
-inline void sum_row_terms(int64_t rows, int64_t cols, A* out, int64_t stride, Terms terms) {
+// The lanes of as many rows as there are lanes are added up together. With `together` 2 rows are read
+// two at a time: memory answers more streams faster.
+template <int K, int together, class T, class Terms>
+inline void sum_row_terms(
+    int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride, Terms terms) {
+  using A = acc_t<T>;
   constexpr int64_t width = lanes<A>;
   int64_t row = 0;
   for (; row + width <= rows; row += width) {
     Vec<A> sums[K][width];
-    for (int64_t r = 0; r < width; ++r) {
-      Vec<A> own[K];
-      sum_row<K, A>(cols, own, terms(row + r));
-      for (int k = 0; k < K; ++k) sums[k][r] = own[k];
+    for (int64_t r = 0; r < width; r += together) {
+      Vec<A> own[together * K];
+      if constexpr (together == 2)
+        sum_row<2 * K, T>(
+            cols, own, [a = terms(row + r), b = terms(row + r + 1)](auto at, Vec<A>* values) {
+              a(at, values);
+              b(at, values + K);
+            });
+      else
+        sum_row<K, T>(cols, own, terms(row + r));
+      for (int i = 0; i < together * K; ++i) sums[i % K][r + i / K] = own[i];
     }
     for (int k = 0; k < K; ++k) store(out + k * stride + row, sum_lanes_of_each<A>(sums[k]));
   }
   for (; row < rows; ++row) {
     Vec<A> own[K];
-    sum_row<K, A>(cols, own, terms(row));
+    sum_row<K, T>(cols, own, terms(row));
     for (int k = 0; k < K; ++k) out[k * stride + row] = sum_lanes(own[k]);
   }
 }
@@ -79,7 +108,7 @@ void row_moments(
       for (int64_t r = 0; r < count; ++r)
         pivot[r] = sum_lanes(begin(first + r)) / static_cast<A>(beginning);
     }
-    sum_row_terms<2, A>(count, cols, out + first, stride, [&](int64_t row) {
+    sum_row_terms<2, 2, T>(count, cols, out + first, stride, [&](int64_t row) {
       return [p = x + (first + row) * cols, center = broadcast(pivot[row])](auto at, Vec<A>* terms) {
         moment_terms(at(p), center, terms);
       };
@@ -92,7 +121,7 @@ void row_norm_squeeze(
     const NormSums<T>& p, Act act, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
   using A = acc_t<T>;
   with_norm_act(act, [&](auto act) {
-    sum_row_terms<1, A>(rows, cols, out, stride, [&](int64_t row) {
+    sum_row_terms<1, 1, T>(rows, cols, out, stride, [&](int64_t row) {
       const auto center = broadcast(p.norm.center[row]), scale = broadcast(p.norm.scale[row]);
       const auto shift = broadcast(p.norm.shift[row]);
       return [=, x = p.x + row * cols](auto at, Vec<A>* terms) {
@@ -108,13 +137,15 @@ void row_norm_sums(
   using A = acc_t<T>;
   with_norm_act(act, [&](auto act) {
     constexpr Act known = decltype(act)::value;
-    sum_row_terms<terms_of<known>, A>(rows, cols, out, stride, [&](int64_t row) {
+    constexpr int terms = terms_of<known>;
+    constexpr int together = terms == 2 && !std::is_same_v<T, bf16> ? 2 : 1;  // as registers suffice
+    sum_row_terms<terms, together, T>(rows, cols, out, stride, [&](int64_t row) {
       const auto center = broadcast(p.norm.center[row]), scale = broadcast(p.norm.scale[row]);
       const auto shift = broadcast(p.norm.shift[row]);
       const uint8_t* bits = moved(p.mask, row * mask_bytes(cols));
       return [=, dy = p.dy + row * cols, x = p.x + row * cols](auto at, Vec<A>* terms) {
         Vec<A> q = at(dy);
-        if (bits) q = keep<A>(load_bits<A>(bits, at), q);
+        if (bits) q = masked(bits, at, q);
         sum_terms<known, A>(q, at(x), center, scale, shift, terms);
       };
     });
@@ -134,15 +165,11 @@ void row_norm_rescale(
       const T *x = p.x + row * cols, *residual = moved(p.residual, row * cols);
       T* y = p.y + row * cols;
       uint8_t* mask = moved(p.mask, row * mask_bytes(cols));
-      for_vectors<A>(0, cols, [=](auto at) {
-        Vec<A> v = activated<known, A>((at(x) - center) * scale + shift);
-        if (known != Act::identity) v *= g;
-        if (residual) v += at(residual);
-        if (mask) {
-          const uint32_t bits = passing(v);
-          store_bits<A>(mask, at, bits);
-          v = rectified<A>(bits, v);
-        }
+      for_row<T>(cols, [=](auto at) {
+        auto v = each((at(x) - center) * scale + shift, activated<known, A>);
+        if (known != Act::identity) v = v * g;
+        if (residual) v = v + at(residual);
+        if (mask) v = rectified(mask, at, v);
         place<decltype(past)::value>(y, at, v);
       });
     });
@@ -153,7 +180,7 @@ template <class T>
 void row_norm_backward(
     const NormBackward<T>& p, Act act, int64_t rows, int64_t cols, bool past_caches) {
   using A = acc_t<T>;
-  const bool past = past_caches && (p.dr == nullptr || streamable(p.dr));
+  const bool past = past_caches && (p.dr == nullptr || starts_line(p.dr));
   with_norm_act(act, [&](auto act) {
     constexpr Act known = decltype(act)::value;
     write_rows(p.dx, rows, cols, past, [&](int64_t row, auto past) {
@@ -167,18 +194,16 @@ void row_norm_backward(
       const T *dy = p.dy + row * cols, *x = p.x + row * cols;
       T *dx = p.dx + row * cols, *dr = moved(p.dr, row * cols);
       const uint8_t* mask = moved(p.mask, row * mask_bytes(cols));
-      for_vectors<A>(0, cols, [=](auto at) {
-        Vec<A> q = at(dy);
-        if (mask) q = keep<A>(load_bits<A>(mask, at), q);
+      for_row<T>(cols, [=](auto at) {
+        auto q = at(dy);
+        if (mask) q = masked(mask, at, q);
         if (dr) place<decltype(past)::value>(dr, at, q);
-        Vec<A> result = q * g + share;
+        auto result = q * g + share;
         if (known != Act::identity || statistics) {
-          const Vec<A> d = at(x) - center;
-          if constexpr (known != Act::identity) {
-            const Activated<A> v = activate<known, A>(d * scale + shift);
-            result = result * v.slope;
-          }
-          result += d * slope + offset;
+          const auto d = at(x) - center;
+          if constexpr (known != Act::identity)
+            result = result * each(d * scale + shift, slope_of<known, A>);
+          result = result + (d * slope + offset);
         }
         place<decltype(past)::value>(dx, at, result);
       });

@@ -24,6 +24,10 @@ template <Act act, class A>
 inline Vec<A> activated(Vec<A> u) {
   return activate<act, A>(u).value;
 }
+template <Act act, class A>
+inline Vec<A> slope_of(Vec<A> u) {
+  return activate<act, A>(u).slope;
+}
 
 // Body(act as a compile-time constant), for the four that a block may have before its squeeze.
 template <class Body>

@@ -67,12 +67,17 @@ inline void write_row(T* out, int64_t cols, Value value) {
   for_rest<acc_t<T>>(0, i, cols, [&](auto at) { place<false>(out, at, value(at)); });
 }
 
+template <class T>
+inline bool starts_line(const T* p) {
+  constexpr uintptr_t cache_line = 64;
+  return reinterpret_cast<uintptr_t>(p) % cache_line == 0;
+}
+
 // write(row, past) for every row; past the caches if that is wanted and no row shares a cache line
 // with the next: lines written in part by each kind of store are slower than either.
 template <class T, class Write>
 inline void write_rows(const T* out, int64_t rows, int64_t cols, bool past_caches, Write write) {
-  constexpr uintptr_t line = 64;
-  if (past_caches && reinterpret_cast<uintptr_t>(out) % line == 0 && cols * sizeof(T) % line == 0) {
+  if (past_caches && starts_line(out) && starts_line(out + cols)) {
     for (int64_t row = 0; row < rows; ++row) write(row, Constant<bool, true>{});
     finish_streaming();
   } else {
