@@ -12,8 +12,9 @@ writes once what it names (loop_nests.py). What it leaves to PyTorch counts as o
 kernels are not built or run; which code Inductor generates for a GPU is not looked into.
 
 Triton kernels are counted by the bytes that their loads and stores ask for, in Triton's interpreter
-(tests/byte_meter.py): those of tensors as large as the map, over the bytes of the map. The ReLU's
-mask of one bit per element, and what lies beside, are counted apart, in passes over the map too.
+(tests/support/byte_meter.py): those of tensors as large as the map, over the bytes of the map. The
+ReLU's mask of one bit per element, and what lies beside, are counted apart, in passes over the map
+too.
 
 Launches are the kernels of Triton or Inductor and PyTorch's operators that compute. Which operators
 a device turns into several kernels, or none, is not looked into.
@@ -32,7 +33,7 @@ from tracing import Generated, Operators
 import se_fused
 from se_fused import FusedSE
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DIRECTIONS = ("forward", "backward")

@@ -4,10 +4,15 @@ SE_FUSED_REQUIRE="cpp,triton" turns the skip of a backend that cannot run into a
 """
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+
+# A failed assert of what tests share shows its values, as one of a test does.
+SUPPORT = Path(__file__).parent / "support"
+pytest.register_assert_rewrite(*(path.stem for path in SUPPORT.glob("*.py")))
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -101,3 +106,11 @@ def poisoned_allocations():
     yield
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Nothing compiled before the test is used in it, nor after it what it compiles."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

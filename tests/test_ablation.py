@@ -3,22 +3,17 @@
 import json
 import runpy
 import sys
-from pathlib import Path
 
+import ablation
+import data
 import pytest
 import torch
 import torch.nn.functional as F
+from ablation_rows import SE, SMALL, TABLES, Paper, network, rows_of
+from errors import RequestError
 from torch.utils.data import TensorDataset
 
 from se_fused import FusedSE
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import ablation  # noqa: E402
-import data  # noqa: E402
-from ablation_rows import SE, SMALL, TABLES, Paper, network, rows_of  # noqa: E402
-from errors import RequestError  # noqa: E402
 
 # Σ N C² and Σ N C of the three stages with three blocks of 16, 32 and 64 channels.
 BLOCKS = {2: (3, 16), 3: (3, 32), 4: (3, 64)}

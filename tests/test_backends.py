@@ -1,13 +1,11 @@
 """The choice of a backend: automatic by device, explicit without fallback, every reason told."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from interpreters import python
 from reference import block, check, results
 from shapes import make_inputs
 
@@ -18,16 +16,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONTRACT = ("unavailable", "squeeze", "rescale", "gate_gradient", "rescale_backward",
             "squeeze_excite", "squeeze_excite_backward", "squeeze_max", "gate_gradient_max",
             "rescale_backward_max")
-
-
-def python(code: str, *arguments, **environment):
-    """A fresh interpreter that sees this se_fused."""
-    root = str(Path(se_fused.__file__).parents[1])
-    clean = {k: v for k, v in os.environ.items() if k != "SE_FUSED_BACKEND"}
-    return subprocess.run(
-        [sys.executable, *(("-c", code) if code else ()), *arguments],
-        env=clean | {"PYTHONPATH": root} | environment, capture_output=True, text=True, timeout=120,
-    )
 
 
 class Stub(SimpleNamespace):

@@ -4,27 +4,23 @@ import copy
 import functools
 import json
 import re
-import sys
 from pathlib import Path
 
+import block
+import bounds
+import contenders
+import maps
 import pytest
+import tables
+import tail_table
+import tail_traffic
+import test_block_tail
+import timing
 import torch
+import traffic
+from inputs import DTYPES, Inputs
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import block  # noqa: E402
-import bounds  # noqa: E402
-import contenders  # noqa: E402
-import maps  # noqa: E402
-import tables  # noqa: E402
-import tail_table  # noqa: E402
-import tail_traffic  # noqa: E402
-import test_block_tail  # noqa: E402
-import timing  # noqa: E402
-import traffic  # noqa: E402
-from inputs import DTYPES, Inputs  # noqa: E402
-
 CPU = "cpu-amd-epyc-avx2.json"
 TABLES = {
     "block table": (block.table, "cpu.json"),

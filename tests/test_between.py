@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from block_operators import check_fakes
 from reference import ACTS, GATES, assert_no_worse, error
-from test_ops import check_fakes
 from torch import Tensor
 
 from se_fused import between, ops

@@ -8,20 +8,18 @@ import sys
 from pathlib import Path
 
 import bench_results
+import collect
+import devices
 import pytest
+import report
+import results_file
 import torch
 from bench_results import DEVICE, GPU, block_row, network_row, of_pytest, tail_row
+from errors import RequestError
 
 from se_fused import ops
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import collect  # noqa: E402
-import devices  # noqa: E402
-import report  # noqa: E402
-import results_file  # noqa: E402
-from errors import RequestError  # noqa: E402
 
 
 @pytest.fixture

@@ -11,14 +11,9 @@ from torch import nn
 import se_fused
 from se_fused import FusedSE
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 NAMES = ("dx", "dw1", "db1", "dw2", "db2")
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def between_other_operators(x, w1, b1, w2, b2):

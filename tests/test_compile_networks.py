@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from se_examples import EXAMPLES
-from test_compile import fresh_compiler  # noqa: F401  (a fixture)
-from test_families import map_for, network
+from se_examples import EXAMPLES, map_for, network
 from twins import assert_same, each_kind, gradients, images, twins
 
 from se_fused import replace_se, restore_se
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def compiled(net, **options):

@@ -3,22 +3,16 @@
 FusedSE's passes: test_traffic.py.
 """
 
-import sys
-from pathlib import Path
-
+import counting
+import loop_nests
 import pytest
+import tail_traffic
 import torch
+from counting import COMPILED, DIRECTIONS, LAYOUTS, Generated, Operators
+from tails import AFTER_SE, MBCONV, RESIDUAL
 from torch._inductor import config
 
 from se_fused import ops
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import counting  # noqa: E402
-import loop_nests  # noqa: E402
-import tail_traffic  # noqa: E402
-from counting import COMPILED, DIRECTIONS, LAYOUTS, Generated, Operators  # noqa: E402
-from tails import AFTER_SE, MBCONV, RESIDUAL  # noqa: E402
 
 
 def test_operators_count_passes():

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 import torch
+from block_functions import forward_backward
 from reference import check
 from shapes import make_inputs
-from test_functional import forward_backward
 from torch.utils.data import DataLoader, Dataset
 
 import se_fused

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from block_functions import forward_backward
 from conftest import HAS_GPU
 from reference import check
 from shapes import make_inputs
-from test_functional import forward_backward
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from block_operators import OPERATORS, call
 from cuda_host import build
 from reference import Inputs, check
 from shapes import DTYPES, make_inputs
-from test_ops import OPERATORS, call
 
 from se_fused.activations import ACTS, GATES
 from se_fused.backends import eager

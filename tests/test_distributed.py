@@ -1,13 +1,9 @@
 """DDP and FSDP2 on two CPU processes: three steps of training are those of one process."""
 
-import os
-import time
-import traceback
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import PROCESSES, in_processes, of_case, run_cases
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from twins import assert_same, each_kind, images, twins
@@ -18,7 +14,7 @@ pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()),
     reason="torch was built without gloo; test_training.py covers one process",
 )
-PROCESSES, STEPS, BATCH, SECONDS = 2, 3, 4, 120
+STEPS, BATCH = 3, 4
 
 
 def shard(*names):
@@ -106,41 +102,10 @@ def work(rank: int, folder: str):
     run_cases(cases, rank, folder)
 
 
-def run_cases(cases, rank: int, folder: str):
-    """Keeps the result of each, or what it raised, for the process that asks."""
-    found = {}
-    for name, case in cases.items():
-        try:
-            found[name] = case()
-        except Exception:
-            found[name] = traceback.format_exc()
-    torch.save(found, os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What each process found, by case."""
     return in_processes(work, str(tmp_path_factory.mktemp("distributed")))
-
-
-def in_processes(work, folder: str) -> list[dict]:
-    processes = mp.start_processes(
-        work, (folder,), nprocs=PROCESSES, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + SECONDS
-    while not processes.join(timeout=1):  # raises what a process raised
-        if time.monotonic() > deadline:
-            for process in processes.processes:
-                process.kill()
-            pytest.fail(f"two processes have not finished in {SECONDS} seconds")
-    return [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in range(PROCESSES)]
-
-
-def of_case(found, name) -> list[dict]:
-    for result in found:
-        assert not isinstance(result[name], str), result[name]
-    return [result[name] for result in found]
 
 
 def assert_trained_as_one_process(results, kind):

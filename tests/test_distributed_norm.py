@@ -7,9 +7,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from norm_twins import maps, norm_twins
-from tail_reference import RUNNING, TENSORS, check, make_tail_inputs, with_means_moved
-from test_distributed import PROCESSES, in_processes, of_case, run_cases
-from test_tail import EPS, MOMENTUM
+from processes import PROCESSES, in_processes, of_case, run_cases
+from tail_reference import (
+    EPS,
+    MOMENTUM,
+    RUNNING,
+    TENSORS,
+    check,
+    make_tail_inputs,
+    with_means_moved,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from twins import C, R, assert_same

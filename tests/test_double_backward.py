@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from gradient_checks import check_gradients
 from reference import ACTS, SQUEEZES, block, per_channel, results, spatial_max, spatial_mean
 from shapes import LAYOUTS, make_inputs
 
@@ -19,15 +20,6 @@ BLOCKS = {
     "hardswish-relu": ("hardswish", "relu"),
     "identity-sigmoid": ("identity", "sigmoid"),
 }
-
-
-def check_gradients(place, function, tensors):
-    """First and second derivatives: whole Jacobians, under the slow interpreter one random
-    projection of each."""
-    assert torch.autograd.gradcheck(function, tensors, fast_mode=place.interpreted)
-    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=place.interpreted)
-
-
 each_block = pytest.mark.parametrize("act, gate", BLOCKS.values(), ids=BLOCKS)
 
 

@@ -2,37 +2,16 @@
 
 import pytest
 import torch
+from error_checks import Recorder, assert_raises_before_any_operator
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import se_fused
 from se_fused import FusedSE
 
 
-class Recorder(TorchDispatchMode):
-    """Every operator that is called, ours or PyTorch's."""
-
-    def __init__(self):
-        super().__init__()
-        self.called = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is not torch.ops.aten.promote_types.default:  # dtypes only
-            self.called.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 def tensors():
     shapes = {"x": (2, 8, 3, 3), "w1": (4, 8), "b1": (4,), "w2": (8, 4), "b2": (8,)}
     return {name: torch.randn(shape) for name, shape in shapes.items()}
-
-
-def assert_raises_before_any_operator(error, words, function, *args, **kwargs):
-    with Recorder() as recorder, pytest.raises(error) as raised:
-        function(*args, **kwargs)
-    assert recorder.called == []
-    for word in words:
-        assert word in str(raised.value), f"{word!r} is not in: {raised.value}"
 
 
 def test_the_recorder_sees_operators():

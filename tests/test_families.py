@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 import torch
-from se_examples import EXAMPLES
+from module_cases import Count
+from se_examples import EXAMPLES, map_for, network
 from se_modules import C, MBConv, MMPretrain
-from test_module import Count
 from torch import nn
 
 from se_fused import FusedSE, replace_se, restore_se
@@ -18,34 +18,6 @@ from se_fused.surgery.families import FAMILIES, path_of
 @pytest.fixture(params=EXAMPLES.values(), ids=EXAMPLES)
 def example(request):
     return request.param
-
-
-class Net(nn.Module):
-    """A network with layers on both sides of the SE module."""
-
-    def __init__(self, example):
-        super().__init__()
-        self.before = nn.BatchNorm1d(example.channels)
-        self.se = example.make()
-
-    def forward(self, x):
-        return self.se(self.before(x.flatten(2)).view_as(x))
-
-
-def network(example, dtype=torch.float64):
-    net = Net(example).to(dtype)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.normal_()
-    return net
-
-
-def map_for(example, layout="contiguous"):
-    x = torch.randn(3, example.channels, *example.size, dtype=torch.float64)
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if layout == "channels-last" and example.channels_last and x.dim() in formats:
-        x = x.contiguous(memory_format=formats[x.dim()])
-    return x
 
 
 def gradients(net, x, seed=1):

@@ -4,7 +4,8 @@ import statistics
 
 import pytest
 import torch
-from reference import ACTS, GATES, Inputs, check, per_channel, results
+from block_functions import forward_backward, leaves
+from reference import ACTS, GATES, check, per_channel, results
 from shapes import DENSE, DTYPES, EMPTY, LARGE, LAYOUTS, REDUCED, SHAPES, make_inputs
 
 import se_fused
@@ -18,25 +19,6 @@ SMOOTH_GATES = ["sigmoid", "tanh"]
 
 def rms(found, exact) -> float:
     return (found.double() - exact).square().mean().sqrt().item()
-
-
-def leaves(inputs: Inputs) -> list:
-    """The tensors of the block, set to receive gradients."""
-    return [None if t is None else t.detach().requires_grad_() for t in inputs.tensors]
-
-
-def forward_backward(inputs: Inputs) -> dict[str, torch.Tensor]:
-    x, w1, b1, w2, b2 = tensors = leaves(inputs)
-    y = se_fused.squeeze_excite(
-        x, w1, b1, w2, b2, act=inputs.act, gate=inputs.gate, squeeze=inputs.squeeze
-    )
-    y.backward(inputs.dy)
-    found = {"y": y.detach()}
-    for name, tensor in zip(("dx", "dw1", "db1", "dw2", "db2"), tensors):
-        if tensor is not None:
-            assert tensor.grad.dtype == tensor.dtype
-            found[name] = tensor.grad
-    return found
 
 
 @pytest.mark.parametrize("act", ACTS)

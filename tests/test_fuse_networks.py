@@ -5,9 +5,16 @@ from collections import Counter
 
 import pytest
 import torch
+from library_networks import (
+    assert_same,
+    from_monai,
+    from_timm,
+    from_torchvision,
+    from_transformers,
+    without_chance,
+)
 from plain_resnets import RESNETS
 from residual_blocks import recorded_calls
-from test_networks import from_monai, from_timm, from_torchvision, from_transformers
 from torch import nn
 
 from se_fused import insert_se, replace_se
@@ -58,18 +65,6 @@ NETWORKS = {
 }
 
 
-def without_chance(network):
-    """Weights of BatchNorm away from 0 and 1; no dropout of elements or samples."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-        for name in ("p", "drop_prob", "drop_rate"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-    return network
-
-
 def train(network, x, steps=3):
     """The result and all gradients and buffers of the first step; the result in eval mode."""
     network.train()
@@ -86,17 +81,6 @@ def train(network, x, steps=3):
     network.eval()
     with torch.no_grad():
         return [*first, network(x)]
-
-
-def assert_same(found, expected):
-    for a, b in zip(found, expected, strict=True):
-        if b.is_floating_point():
-            # PyTorch's own hardsigmoid has a float32 1/6 in its float64 gradient.
-            # A gradient below 1e-6 may be nothing but rounding.
-            scale = b.abs().max().clamp(min=1e-6)
-            torch.testing.assert_close(a / scale, b / scale, rtol=0, atol=1e-6)
-        else:
-            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("make, name, covered", NETWORKS.values(), ids=NETWORKS)

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from test_backends import python
+from interpreters import python
 
 import se_fused
 

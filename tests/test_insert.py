@@ -6,8 +6,8 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from library_networks import assert_same, without_chance
 from plain_resnets import RESNETS, se_blocks
-from test_fuse_networks import assert_same, without_chance
 from torch import nn
 
 from se_fused import FusedSE, insert_se

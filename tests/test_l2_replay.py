@@ -1,14 +1,8 @@
 """The cache model of benchmarks/l2_replay.py, against cases that can be counted by hand."""
 
-import sys
-from pathlib import Path
-
+import l2_replay
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import l2_replay  # noqa: E402
-from l2_replay import DIRECTIONS, GPUS, ORDERS, Cache, interleave, replay  # noqa: E402
+from l2_replay import DIRECTIONS, GPUS, ORDERS, Cache, interleave, replay
 
 TILES = 240
 FLOOR = {"forward": 1, "backward": 2}  # every map read once

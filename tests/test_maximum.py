@@ -3,19 +3,18 @@ does with equal values, NaN and infinities."""
 
 import pytest
 import torch
+from block_functions import KINDS, forward_backward, leaves
 from reference import ACTS, GATES, SQUEEZES, Inputs, check, spatial_max, spatial_mean
 from reference import block as plain_block
 from shapes import DENSE, DTYPES, LARGE, LAYOUTS, SHAPES, make_inputs
-from test_functional import forward_backward, leaves
-from test_wanted_gradients import backward, gradients
-from test_wanted_gradients import leaves as wanted_leaves
+from wanted_gradients import backward, gradients
+from wanted_gradients import leaves as wanted_leaves
 
 import se_fused
 from se_fused import ops
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
-KINDS = tuple(kind for kind in SQUEEZES if kind != "avg")
 
 def assert_as_plain(inputs: Inputs, kind: str = "avg_max"):
     """The block and its gradients in float64."""

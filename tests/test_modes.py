@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from module_cases import expected_of, feature_map, small
 from shapes import DTYPES
-from test_module import expected_of, feature_map, small
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from twins import COMPOSED, assert_same, each_kind, gradients, images, twins

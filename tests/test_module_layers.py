@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_module import expected_of, feature_map, small
+from module_cases import expected_of, feature_map, small
 from torch import nn
 from torch.nn.utils import parametrize
 

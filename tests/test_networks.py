@@ -4,13 +4,17 @@ import copy
 
 import pytest
 import torch
+from library_networks import (
+    from_monai,
+    from_segmentation_models,
+    from_timm,
+    from_torchvision,
+    from_transformers,
+    timm,
+)
 
 from se_fused import FusedSE, replace_se, restore_se
 from se_fused.surgery.families import known_family
-
-WITHOUT = "not installed; test_families.py covers the SE modules"
-timm = pytest.importorskip("timm", reason=WITHOUT)
-torchvision = pytest.importorskip("torchvision", reason=WITHOUT)
 
 # How many SE modules each network has.
 TIMM = {
@@ -45,54 +49,6 @@ TORCHVISION = {
     "regnet_y_400mf": 16,
     "maxvit_t": 11,
 }
-
-
-def from_timm(name):
-    network = timm.create_model(name, num_classes=5).eval()
-    try:
-        with torch.no_grad():
-            network(torch.zeros(1, 3, 64, 64))
-    except (AssertionError, RuntimeError, ValueError):  # a fixed or a least size
-        return network, network.default_cfg["input_size"][1:]
-    return network, (64, 64)
-
-
-def from_torchvision(name):
-    size = (224, 224) if name == "maxvit_t" else (64, 64)
-    return torchvision.models.get_model(name, weights=None, num_classes=5), size
-
-
-def from_segmentation_models(encoder):
-    smp = pytest.importorskip("segmentation_models_pytorch", reason=WITHOUT)
-    return smp.Unet(encoder, encoder_weights=None, decoder_attention_type="scse"), (64, 64)
-
-
-def from_monai(spatial_dims):
-    nets = pytest.importorskip("monai.networks.nets", reason=WITHOUT)
-    network = nets.SEResNet50(spatial_dims=spatial_dims, in_channels=3, num_classes=2)
-    return network, (32,) * spatial_dims
-
-
-class LastHiddenState(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        return self.model(x).last_hidden_state
-
-
-def from_transformers(name):
-    transformers = pytest.importorskip("transformers", reason=WITHOUT)
-    if name == "efficientnet":
-        config = transformers.EfficientNetConfig(
-            width_coefficient=0.5, depth_coefficient=0.5, hidden_dim=640
-        )
-        return LastHiddenState(transformers.EfficientNetModel(config)), (64, 64)
-    config = transformers.RegNetConfig(
-        embedding_size=16, hidden_sizes=[16, 32, 32, 64], depths=[1, 1, 1, 1], groups_width=8
-    )
-    return LastHiddenState(transformers.RegNetModel(config)), (64, 64)
 
 
 NETWORKS = {f"timm-{name}": (from_timm, name, count) for name, count in TIMM.items()}

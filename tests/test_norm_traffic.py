@@ -5,11 +5,12 @@ element of the mask, in whatever order its programs run."""
 import numpy as np
 import pytest
 import torch
+from interpreted_kernels import kernels
 from passes_reference import OPERATORS, call, make_norm_inputs
-from shapes import DENSE
-from test_traffic import SHAPES, kernels
+from shapes import DENSE, SHAPES
 
-from byte_meter import ORDERS, Meter  # isort: skip
+# isort: split
+from byte_meter import ORDERS, Meter
 
 CASES = {name: SHAPES[name][0] for name in ("7x7", "1x1", "14x14", "5x157", "3d")} | {
     "aligned-7x7": (2, 72, 7, 7),

@@ -3,6 +3,7 @@ the mask, layouts of results, fakes, opcheck."""
 
 import pytest
 import torch
+from block_operators import SIGNATURES, check_fakes, within_nan
 from passes_reference import (
     LIKE_X,
     NORM_ACTS,
@@ -17,7 +18,6 @@ from passes_reference import (
 from reference import assert_no_worse, error
 from shapes import DENSE, DTYPES, LAYOUT_CASES, LAYOUTS
 from shapes import SHAPES as BLOCK_SHAPES
-from test_ops import SIGNATURES, check_fakes, within_nan
 
 from se_fused import ops
 

@@ -2,21 +2,17 @@
 
 import struct
 import sys
-from pathlib import Path
 
 import bench_results
+import contenders
+import plots
 import pytest
+import report
+import results_file
+import roofline
 import torch
 from bench_results import block_row, network_row, two_maps
 from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import contenders  # noqa: E402
-import plots  # noqa: E402
-import report  # noqa: E402
-import results_file  # noqa: E402
-import roofline  # noqa: E402
 
 STEP = {"eager": 20.0, "fused": 16.0, "without SE": 10.0}
 

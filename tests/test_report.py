@@ -2,21 +2,17 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import bench_results
+import comparison
 import pytest
+import report
+import results_file
+import tables
+import tail_table
 from bench_results import GPU, block_row, network_row, quartiles, tail_row, two_maps
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import comparison  # noqa: E402
-import report  # noqa: E402
-import results_file  # noqa: E402
-import tables  # noqa: E402
-import tail_table  # noqa: E402
-from errors import RequestError  # noqa: E402
+from errors import RequestError
 
 NETWORK = {"eager": 20.0, "fused": 16.0, "without SE": 10.0}
 

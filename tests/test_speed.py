@@ -4,19 +4,14 @@ Both take turns on one thread, forward and backward; the best of several tries c
 guards is far away: on these maps FusedSE takes about half of eager's time (see the README).
 """
 
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from models import SqueezeExcite
+from timing import medians
 
 from se_fused import FusedSE, backends, ops
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from models import SqueezeExcite  # noqa: E402
-from timing import medians  # noqa: E402
 
 TRIES = 5
 SHAPES = {"56x56": (8, 256, 56, 56), "14x14": (16, 1024, 14, 14), "7x7": (16, 2048, 7, 7)}

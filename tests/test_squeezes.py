@@ -5,9 +5,9 @@ import io
 
 import pytest
 import torch
+from block_functions import KINDS
+from module_cases import WITH_MAXIMUM, Count, assert_same, feature_map, run
 from reference import SQUEEZES, block, spatial_max, spatial_mean
-from test_maximum import KINDS
-from test_module import WITH_MAXIMUM, Count, assert_same, feature_map, run
 from torch import nn
 
 from se_fused import FusedBatchNormSE, FusedSE, fuse, replace_se

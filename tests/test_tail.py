@@ -6,20 +6,16 @@ from passes_reference import NORM_ACTS
 from reference import assert_no_worse
 from shapes import DENSE, DTYPES, LAYOUTS, REDUCED
 from shapes import SHAPES as BLOCK_SHAPES
+from tail_functions import forward_backward, fused
 from tail_reference import (
-    EPS,
     MARGIN,
-    MOMENTUM,
     RUNNING,
-    TENSORS,
     TailInputs,
     check,
     make_tail_inputs,
     results,
     with_means_moved,
 )
-
-from se_fused import tail
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
@@ -28,33 +24,6 @@ each_layout = pytest.mark.parametrize("layout", DENSE)
 each_mode = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 each_end = pytest.mark.parametrize("post_act", ["relu", "identity"])
 with_and_without = pytest.mark.parametrize("residual", [True, False], ids=["add", "no-add"])
-
-
-def fused(inputs: TailInputs, tensors):
-    """As ``tail_reference.plain``, with the functions under test."""
-    x, residual, weight, bias, *weights, running_mean, running_var = tensors
-    names = dict(act=inputs.act, gate=inputs.gate, post_act=inputs.post_act)
-    if not inputs.norm:
-        return tail.squeeze_excite_add_act(x, residual, *weights, **names)
-    return tail.batch_norm_squeeze_excite(
-        x, running_mean, running_var, weight, bias, *weights, residual=residual,
-        training=inputs.training, momentum=MOMENTUM, eps=EPS, norm_act=inputs.norm_act, **names,
-    )  # fmt: skip
-
-
-def forward_backward(inputs: TailInputs) -> dict[str, torch.Tensor]:
-    """As ``tail_reference.results``, each tensor in the dtype and layout that it has."""
-    tensors = {name: getattr(inputs, name) for name in TENSORS}
-    leaves = {n: None if t is None else t.detach().requires_grad_() for n, t in tensors.items()}
-    running = [None if t is None else t.clone() for t in (inputs.running_mean, inputs.running_var)]
-    y = fused(inputs, (*leaves.values(), *running))
-    y.backward(inputs.dy)
-    found = {"y": y.detach()}
-    for name, leaf in leaves.items():
-        if leaf is not None:
-            assert leaf.grad.dtype == leaf.dtype, name
-            found[f"d{name}"] = leaf.grad
-    return found | {name: t for name, t in zip(RUNNING, running) if t is not None}
 
 
 def run_and_check(inputs: TailInputs):

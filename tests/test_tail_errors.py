@@ -3,7 +3,7 @@ has run, and the running statistics are as they were."""
 
 import pytest
 import torch
-from test_errors import assert_raises_before_any_operator
+from error_checks import assert_raises_before_any_operator
 
 from se_fused.tail import batch_norm_squeeze_excite, squeeze_excite_add_act
 

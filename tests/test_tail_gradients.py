@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from gradient_checks import check_gradients
 from shapes import DENSE
+from tail_functions import fused
 from tail_reference import TENSORS, make_tail_inputs, plain, results
-from test_double_backward import check_gradients
-from test_tail import fused
-from test_wanted_gradients import Computed
+from wanted_gradients import Computed
 
 VARIANTS = {
     "train": {},

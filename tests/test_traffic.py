@@ -4,33 +4,21 @@ What loads and stores ask for, before any cache, is the same on a GPU. The order
 a GPU is free to choose, is reversed and shuffled.
 """
 
-import sys
 from math import ceil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from interpreted_kernels import kernels
 from shapes import DENSE, DTYPES, SHAPES, make_inputs
 
-from se_fused import backends, ops
+from se_fused import backends
 
-missing = ops.why_not("triton", torch.device("cpu"))
-if missing:
-    pytest.skip(
-        f"counted by Triton's interpreter: {missing}; SE_FUSED_REQUIRE=triton makes the tests of "
-        "every operator fail instead",
-        allow_module_level=True,
-    )
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import counting  # noqa: E402
-import triton  # noqa: E402
-import triton.language as tl  # noqa: E402
-from byte_meter import ORDERS, Meter  # noqa: E402
-
-kernels = backends.load("triton")
+# isort: split
+import counting
+import triton
+import triton.language as tl
+from byte_meter import ORDERS, Meter
 
 # Where the excitation runs between the launches, and where inside the first one.
 BETWEEN, INSIDE = "weights-outweigh-the-samples", ("aligned-7x7", "split-planes")

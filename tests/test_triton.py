@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from block_operators import OPERATORS, call
+from interpreters import python
 from reference import check
 from shapes import DENSE, LARGE, SHAPES, make_inputs
-from test_backends import python
-from test_ops import OPERATORS, call
 
 from se_fused import plan
 

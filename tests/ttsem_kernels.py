@@ -10,9 +10,9 @@ from itertools import product
 import passes_reference as passes
 import pytest
 import torch
+from block_operators import OPERATORS, call
 from reference import ACTS, GATES, check
 from shapes import DENSE, make_inputs
-from test_ops import OPERATORS, call
 from triton.runtime import JITFunction
 from ttsem_session import DEVICE
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
+import torch
 import torch.nn.functional as F
 from se_modules import (
     C,
@@ -132,3 +133,31 @@ EXAMPLES = {
     "efficientnet-pytorch-no-expansion": Example(lambda: MBConv(1), True, channels=C // 2),
     "efficientnet-pytorch-no-skip": Example(lambda: MBConv(outputs=8), True, channels=C // 2),
 }
+
+
+class Net(nn.Module):
+    """A network with layers on both sides of the SE module."""
+
+    def __init__(self, example):
+        super().__init__()
+        self.before = nn.BatchNorm1d(example.channels)
+        self.se = example.make()
+
+    def forward(self, x):
+        return self.se(self.before(x.flatten(2)).view_as(x))
+
+
+def network(example, dtype=torch.float64):
+    net = Net(example).to(dtype)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_()
+    return net
+
+
+def map_for(example, layout="contiguous"):
+    x = torch.randn(3, example.channels, *example.size, dtype=torch.float64)
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if layout == "channels-last" and example.channels_last and x.dim() in formats:
+        x = x.contiguous(memory_format=formats[x.dim()])
+    return x

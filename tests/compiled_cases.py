@@ -1,0 +1,116 @@
+"""What ``compiled.py`` compiles: targets, cases, and what runs the kernels on a case."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from triton.backends.compiler import GPUTarget
+
+from se_fused.passes import mask_size
+from se_fused.plan import Device
+
+sys.path.append(str(Path(__file__).resolve().parent / "support"))
+
+from shapes import DTYPES  # noqa: E402
+
+KB, MB = 1 << 10, 1 << 20
+TARGETS = {  # with the properties of a card of the kind
+    "sm_75": (GPUTarget("cuda", 75, 32), Device(40, 4 * MB, 64 * KB)),  # T4
+    "sm_80": (GPUTarget("cuda", 80, 32), Device(108, 40 * MB, 163 * KB)),  # A100
+    "sm_90": (GPUTarget("cuda", 90, 32), Device(132, 50 * MB, 227 * KB)),  # H100
+    "sm_100": (GPUTarget("cuda", 100, 32), Device(148, 126 * MB, 227 * KB)),  # B200
+    "sm_120": (GPUTarget("cuda", 120, 32), Device(170, 96 * MB, 99 * KB)),  # RTX 5090
+    "gfx942": (GPUTarget("hip", "gfx942", 64), Device(304, 4 * MB, 64 * KB)),  # MI300X
+    "gfx1100": (GPUTarget("hip", "gfx1100", 32), Device(48, 6 * MB, 64 * KB)),  # RX 7900 XTX
+}
+
+
+class Case(NamedTuple):
+    shape: tuple[int, ...]
+    channels_last: bool
+    inside: int | None  # hidden width of an excitation in the reduce launch
+    between: int | None  # and of one between the launches
+    act: str = "relu"
+    gate: str = "sigmoid"
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+    wide: bool = True  # the map is taken 16 bytes at a time
+    norm: str | None = None  # activation of a block with BatchNorm
+    maximum: bool = False  # the squeeze has it too
+
+
+CASES = {
+    "contiguous-56x56": Case((32, 256, 56, 56), False, 16, 512, norm="silu"),
+    "channels-last-56x56": Case(
+        (32, 256, 56, 56), True, 16, 512, norm="identity", maximum=True
+    ),
+    "contiguous-14x14": Case((8, 256, 14, 14), False, 16, 512, maximum=True),
+    "contiguous-7x7": Case((8, 512, 7, 7), False, 8, 512, norm="silu"),
+    "contiguous-7x7-2048-channels": Case((32, 2048, 7, 7), False, None, 128, maximum=True),
+    "channels-last-7x7": Case((8, 512, 7, 7), True, 8, 512),
+    "channels-last-28x28-120-channels": Case((8, 120, 28, 28), True, 32, None),
+    "wide-excitation": Case((8, 128, 28, 28), False, 256, None, "gelu", "tanh"),
+    # Odd planes too large for several to a tile.
+    "contiguous-95x95": Case((8, 160, 95, 95), False, 8, None, wide=False),
+    "contiguous-int64": Case(
+        (2700, 256, 56, 56), False, 16, None, dtypes=("bf16",), maximum=True
+    ),
+    "channels-last-int64": Case(
+        (2700, 256, 56, 56), True, 16, None, dtypes=("bf16",), norm="silu"
+    ),
+}
+EVERYDAY = {  # the selection of the test suite
+    "targets": ["sm_90", "gfx942"],
+    "dtypes": ["fp32", "bf16"],
+    "cases": list(CASES)[:4],
+}
+
+
+def operations(case: Case, dtype: torch.dtype):
+    """(name, call) of every function of the backend."""
+    from se_fused.backends import triton as backend
+
+    form = torch.channels_last if case.channels_last else torch.contiguous_format
+    x, dy = (torch.empty(case.shape, dtype=dtype, memory_format=form) for _ in range(2))
+    acc = torch.promote_types(dtype, torch.float32)
+    samples, channels = case.shape[:2]
+    z, g = (torch.zeros(samples, channels, dtype=acc) for _ in range(2))
+    for where, hidden in (("inside", case.inside), ("between", case.between)):
+        if hidden is None:
+            continue
+        sizes = (hidden, channels), (hidden,), (channels, hidden), (channels,)
+        block = *(torch.zeros(size, dtype=dtype) for size in sizes), case.act, case.gate
+        yield f"squeeze_excite {where}", lambda b=block: backend.squeeze_excite(x, *b)
+        yield (
+            f"squeeze_excite_backward {where}",
+            lambda b=block: backend.squeeze_excite_backward(dy, x, z, g, *b),
+        )
+    yield "squeeze", lambda: backend.squeeze(x)
+    yield "rescale", lambda: backend.rescale(x, g)
+    yield "gate_gradient", lambda: backend.gate_gradient(dy, x)
+    yield "rescale_backward", lambda: backend.rescale_backward(dy, x, g)
+    if case.maximum:
+        yield "squeeze_max", lambda: backend.squeeze_max(x)
+        yield "gate_gradient_max", lambda: backend.gate_gradient_max(dy, x, z)
+        yield (
+            "rescale_backward_max",
+            lambda: backend.rescale_backward_max(dy, x, g, g, z, g),
+        )
+    if case.norm is not None:
+        yield from _norm_operations(case.norm, x, dy, torch.empty_like(x), g, backend)
+
+
+def _norm_operations(act: str, x, dy, residual, g, backend):
+    """Those of a block with BatchNorm, residual and ReLU, in training."""
+    norm = _, scale, shift = [torch.zeros(x.shape[1], dtype=g.dtype) for _ in range(3)]
+    mask = torch.zeros(mask_size(x), dtype=torch.uint8)
+    yield "moments", lambda: backend.moments(x)
+    yield "norm_squeeze", lambda: backend.norm_squeeze(x, *norm, act)
+    yield "norm_rescale", lambda: backend.norm_rescale(x, residual, *norm, g, act, True)
+    yield "norm_sums", lambda: backend.norm_sums(dy, x, mask, *norm, act)
+    yield (
+        "norm_rescale_backward",
+        lambda: backend.norm_rescale_backward(
+            dy, x, mask, *norm, g, g, scale, shift, act, True
+        ),
+    )

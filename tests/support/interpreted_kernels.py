@@ -1,0 +1,15 @@
+"""The Triton kernels in the interpreter. A test file that imports this is skipped without it."""
+
+import pytest
+import torch
+
+from se_fused import backends, ops
+
+missing = ops.why_not("triton", torch.device("cpu"))
+if missing:
+    pytest.skip(
+        f"counted by Triton's interpreter: {missing}; SE_FUSED_REQUIRE=triton makes the tests of "
+        "every operator fail instead",
+        allow_module_level=True,
+    )
+kernels = backends.load("triton")
