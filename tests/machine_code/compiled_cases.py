@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from se_fused.passes import mask_size
 from se_fused.plan import Device
 
-sys.path.append(str(Path(__file__).resolve().parent / "support"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
 from shapes import DTYPES  # noqa: E402
 

@@ -3,7 +3,7 @@
 from functools import cache
 
 import pytest
-from cuda_host.build import HERE, SANITIZERS, build, run, why_not
+from host_build import HERE, SANITIZERS, build, run, why_not
 
 pytestmark = pytest.mark.skipif(
     why_not() is not None, reason=f"{why_not()}; the CUDA kernels are tested on GPUs only"

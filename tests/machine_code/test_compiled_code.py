@@ -1,7 +1,8 @@
 """The machine code of every kernel, compiled ahead of time for GPUs that need not be there.
 
 The compiling and the reading of the code are in ``compiled.py`` and ``machine_code.py``, the rules
-in ``rules.py``. ``python tests/compiled.py --all`` holds all kernels to them, these tests some.
+in ``rules.py``. ``python tests/machine_code/compiled.py --all`` holds all kernels to them, the
+tests a selection.
 """
 
 import json
@@ -22,14 +23,14 @@ triton = pytest.importorskip("triton", reason=WHY)
 tl = pytest.importorskip("triton.language", reason=WHY)
 problems = pytest.importorskip("rules", reason=WHY).problems
 
-TESTS = Path(__file__).parent
+HERE = Path(__file__).parent
 
 
 def fresh_process(*arguments):
     """Kernels compile only where Triton is not interpreted, as it is in the other tests."""
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
     root = Path(se_fused.__file__).parents[1]
-    environment |= {"PYTHONPATH": f"{root}:{TESTS}", "SE_FUSED_AUTOTUNE": "0"}
+    environment |= {"PYTHONPATH": f"{root}:{HERE}", "SE_FUSED_AUTOTUNE": "0"}
     done = subprocess.run(
         [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=1800
     )
@@ -39,7 +40,7 @@ def fresh_process(*arguments):
 
 def compile_in_a_fresh_process(script: str, *arguments) -> list:
     """The rows that a script prints."""
-    done = fresh_process(str(TESTS / script), *arguments)
+    done = fresh_process(str(HERE / script), *arguments)
     return [compiled.Row(**json.loads(line)) for line in done.stdout.splitlines()]
 
 

@@ -1,6 +1,6 @@
 """The CUDA kernels compiled for every architecture: registers, spills and the width of accesses.
 
-    python tests/cuda_code.py [sm_90 ...]
+    python tests/machine_code/cuda_code.py [sm_90 ...]
 
 Prints a row for each kernel, and exits with 1 where one spills, uses local memory or more registers
 than the budget that stands before it in csrc/cuda, or where a kernel that walks the map has no
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("launch_*.cu"))
 BUDGET = re.compile(

@@ -1,24 +1,24 @@
 """The CUDA kernels, compiled for the host by g++: values of every operator against float64.
 
-A CUDA thread is a fiber (cuda_host/cuda_host.h); launchers and kernels are the shipped ones. Here
+A CUDA thread is a fiber (cuda_host.h); launchers and kernels are the shipped ones. Here
 they run as built; `make sanitize` runs the same program under sanitizers.
 """
 
 import os
 from pathlib import Path
 
+import host_build
 import pytest
 import torch
 from block_operators import OPERATORS, call
-from cuda_host import build
 from reference import Inputs, check
 from shapes import DTYPES, make_inputs
 
 from se_fused.activations import ACTS, GATES
 from se_fused.backends import eager
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [build.HERE / "run_block.cpp", *sorted(ROOT.glob("csrc/cuda/launch_*.cu"))]
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [host_build.HERE / "run_block.cpp", *sorted(ROOT.glob("csrc/cuda/launch_*.cu"))]
 SANITIZER = os.environ.get("SE_FUSED_SANITIZER", "plain")
 ORDERS = ("ascending", "shuffled", "interleaved")
 TYPES = {dtype: name for name, dtype in DTYPES.items()}
@@ -29,8 +29,8 @@ DTYPES_HERE = list(TYPES) if SANITIZER == "plain" else [torch.float32, torch.bfl
 ORDERS_HERE = ORDERS if SANITIZER == "plain" else ("interleaved",)
 
 pytestmark = pytest.mark.skipif(
-    build.why_not() is not None,
-    reason=f"{build.why_not()}; the Triton kernels are tested by the interpreter",
+    host_build.why_not() is not None,
+    reason=f"{host_build.why_not()}; the Triton kernels are tested by the interpreter",
 )
 
 # samples, channels and positions, hidden width; multiprocessors, which decide how planes are split.
@@ -47,7 +47,7 @@ SHAPES = {
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
     target = tmp_path_factory.mktemp("cuda_kernels") / "run_block"
-    return build.build(SOURCES, SANITIZER, target, ["-O2"] if SANITIZER == "plain" else [])
+    return host_build.build(SOURCES, SANITIZER, target, ["-O2"] if SANITIZER == "plain" else [])
 
 
 def memory(t: torch.Tensor) -> bytes:
@@ -98,7 +98,7 @@ def run(program, folder, cases: dict[str, Case]):
     for name, case in cases.items():
         case.write(folder, name)
     (folder / "cases.txt").write_text("".join(f"{n} {c.line}\n" for n, c in cases.items()))
-    done = build.run(program, folder, timeout=900)
+    done = host_build.run(program, folder, timeout=900)
     assert done.returncode == 0, done.stderr[-6000:]
     for name, case in cases.items():
         try:

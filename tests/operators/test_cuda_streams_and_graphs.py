@@ -29,7 +29,7 @@ def on(backend: str):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fake_cuda_tensors(layout, dtype):
     """The module is one operator and needs nothing of the device. (Autograd's engine needs one;
-    the backward operator's fake is in test_ops.py.)"""
+    the backward operator's fake is in test_block_operators.py.)"""
     with FakeTensorMode():
         block = FusedSE(64, device="cuda", dtype=dtype)
         x = torch.empty(2, 64, 7, 7, device="cuda", dtype=dtype).contiguous(memory_format=layout)

@@ -1,8 +1,8 @@
 """Compiles what the package launches, for GPUs that need not be there, and reads the machine code.
 
-    python tests/compiled.py                       the selection of the test suite, as a table
-    python tests/compiled.py --all                 every case and dtype for every target
-    python tests/compiled.py sm_90 --dtypes bf16   a part of it; --json: one row a line
+    python tests/machine_code/compiled.py                       the test suite's selection, a table
+    python tests/machine_code/compiled.py --all                 every case and dtype, every target
+    python tests/machine_code/compiled.py sm_90 --dtypes bf16   a part; --json: one row a line
 
 One number of warps a kernel, the plan's; with SE_FUSED_AUTOTUNE=1 all that the autotuner tries.
 Exit status 1 where a kernel breaks a rule of ``rules.py``.

@@ -20,7 +20,7 @@ import torch
 import traffic
 from inputs import DTYPES, Inputs
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CPU = "cpu-amd-epyc-avx2.json"
 TABLES = {
     "block table": (block.table, "cpu.json"),

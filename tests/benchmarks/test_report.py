@@ -263,7 +263,7 @@ def test_only_one_file_is_drawn(tmp_path, capsys):
 
 
 def test_committed_results_are_readable():
-    folder = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+    folder = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
     for path in folder.glob("*.json"):
         if "device" in json.loads(path.read_text()):
             result = results_file.load(path)

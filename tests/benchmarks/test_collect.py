@@ -19,7 +19,7 @@ from errors import RequestError
 
 from se_fused import ops
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
