@@ -1,5 +1,6 @@
 # make demo      train an SE network twice, eager and fused, and compare   (sets up .venv)
-# make test      the test suite                                           (sets up .venv)
+# make test      that it works: every room, backend and public function    (sets up .venv)
+# make test-all  the whole test suite                                     (sets up .venv)
 # make bench     SE blocks and networks, timed and reported in benchmarks/results and README
 # make bench-full  the same, every map, contender, dtype and layout: hours   (both set up .venv)
 # make gpu       tests on the GPU, then make bench there                   (sets up .venv)
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test bench bench-full gpu sanitize lint clean
+.PHONY: demo test test-all bench bench-full gpu sanitize lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -19,11 +20,12 @@ demo: .venv/ready
 
 # A backend named in SE_FUSED_REQUIRE must run: its tests fail where they would otherwise be skipped.
 # A process for each of up to 8 processors, of two threads each, which do not spin while they wait.
-test: export SE_FUSED_REQUIRE ?= cpp,triton
-test: export OMP_NUM_THREADS ?= 2
-test: export OMP_WAIT_POLICY ?= passive
-test: .venv/ready
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+test test-all: export SE_FUSED_REQUIRE ?= cpp,triton
+test test-all: export OMP_NUM_THREADS ?= 2
+test test-all: export OMP_WAIT_POLICY ?= passive
+test-all: MARKS := -m "not slow"
+test test-all: .venv/ready
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(MARKS)
 
 # Blocks with a malloc that keeps freed memory: the kernels' speed. Networks as users run them.
 bench-full: ROWS := --full
