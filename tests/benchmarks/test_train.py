@@ -1,4 +1,7 @@
-"""benchmarks/train.py, run as users run it: what it writes, which data and models it takes."""
+"""benchmarks/train.py: what it writes, which data and models it takes, two processes, its errors.
+
+Most runs are in this process, of a network with two SE blocks; the processes are real ones.
+"""
 
 import functools
 import importlib.util
@@ -6,17 +9,28 @@ import json
 import math
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import data
 import numpy as np
 import pytest
+import se_time
 import torch
+import train
+from errors import RequestError
+from torch.utils.data import TensorDataset
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ("--device", "cpu", "--epochs", "1", "--steps", "2", "--batch-size", "4")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TWO_BLOCKS = ("--model", "test_efficientnet")
+# Group norm: no sample depends on another, so that a batch may be split over processes.
+SPLITTABLE = ("--model", "test_efficientnet_gn")
+FLOAT32 = 1e-5
+LOAD = data.load
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def needs(package):
@@ -25,24 +39,50 @@ def needs(package):
     )
 
 
-def train(*arguments, launcher=(sys.executable,), **environment):
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [*launcher, str(ROOT / "benchmarks" / "train.py"), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+@pytest.fixture(scope="module")
+def once():
+    """For the whole module: no block is timed longer than it must, few test images."""
+    def shortened(spec, image_size):
+        images = LOAD(spec, image_size)
+        if spec != "digits":
+            return images
+        return images._replace(test=TensorDataset(*images.test[:8]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", shortened)
+        patch.setattr(se_time, "SECONDS_PER_BLOCK", 0)
+        patch.setattr(torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic)
+        patch.delenv("WORLD_SIZE", raising=False)
+        yield patch
 
 
-def result_of(out, *arguments, **options):
-    finished = train(*SHORT, "--out", out, *arguments, **options)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout, json.loads((out / "train.json").read_text())
+@pytest.fixture
+def result_of(once, tmp_path, capsys):
+    """Trains in this process: what was printed, and what was written."""
+
+    def run(*arguments):
+        result = written(once, tmp_path, *arguments)
+        return capsys.readouterr().out, result
+
+    return run
 
 
-def assert_sound(result, steps):
+def written(patch, out, *arguments) -> dict:
+    patch.setattr(sys, "argv", ["train.py", *SHORT, "--out", str(out), *map(str, arguments)])
+    train.main()
+    return json.loads((out / "train.json").read_text())
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    def load(spec, image_size):
+        draw = lambda n: TensorDataset(torch.randn(n, 3, 32, 32), torch.arange(n) % 10)
+        return data.Images(draw(16), draw(6), 10)
+
+    monkeypatch.setattr(data, "load", load)
+
+
+def assert_sound(result, steps=2):
     """Both runs trained, from the same start, and everything that is compared was measured."""
     for run in result["runs"].values():
         assert len(run["losses"]) == steps
@@ -55,9 +95,10 @@ def assert_sound(result, steps):
 
 
 @needs("sklearn")
-def test_default_network_on_digits(tmp_path):
-    stdout, result = result_of(tmp_path)
-    assert_sound(result, steps=2)
+def test_default_network_on_digits(result_of, tmp_path):
+    stdout, result = result_of()
+    assert_sound(result)
+    assert "digits: 1438 training and 8 test images" in stdout
     eager, fused = result["runs"]["eager"], result["runs"]["fused"]
     assert eager["losses"][0] == pytest.approx(fused["losses"][0], abs=1e-5)
     assert eager["losses"][0] != eager["losses"][1]
@@ -79,53 +120,45 @@ def test_default_network_on_digits(tmp_path):
         assert "Plot: skipped" in stdout
 
 
-@needs("sklearn")
-def test_fused_blocks(tmp_path):
-    stdout, result = result_of(tmp_path, "--fuse")
-    assert_sound(result, steps=2)
+def test_fused_blocks(result_of, few_images):
+    stdout, result = result_of("--fuse")
+    assert_sound(result)
     assert "9 SE modules fused, 0 left" in stdout
     assert "inside the blocks around SE" in stdout
     assert [block["name"] for block in result["se_blocks"]] == [f"blocks.{i}" for i in range(9)]
 
 
-@needs("sklearn")
-def test_fused_blocks_compiled_under_autocast_in_two_processes(tmp_path):
-    stdout, result = result_of(
-        tmp_path, "--fuse", "--compile", "--amp", "bf16", "--channels-last", launcher=TORCHRUN
-    )
-    assert stdout.count("9 SE modules fused, 0 left") == 1
-    assert result["processes"] == 2
-    for run in result["runs"].values():
-        assert all(map(math.isfinite, run["losses"]))
-    eps = torch.finfo(AMP_DTYPES["bf16"]).eps
-    assert result["first_loss_difference"] < eps * result["runs"]["eager"]["losses"][0]
-
-
-@needs("sklearn")
 @needs("timm")
-def test_timm_model_autocast_channels_last(tmp_path):
-    _, result = result_of(
-        tmp_path, "--model", "mobilenetv3_small_050", "--amp", "bf16", "--channels-last"
-    )
-    assert len(result["se_blocks"]) == 9
+def test_timm_model_autocast_channels_last(result_of, few_images):
+    _, result = result_of(*TWO_BLOCKS, "--amp", "bf16", "--channels-last")
+    assert len(result["se_blocks"]) == 2
     for run in result["runs"].values():
         assert all(map(math.isfinite, run["losses"]))
     assert result["first_loss_difference"] < 0.05
 
 
-@needs("sklearn")
 @needs("torchvision")
-def test_inserted_se(tmp_path):
+def test_inserted_se(result_of, few_images):
     """The eager twin has plain SE of the same weights in the same places."""
-    stdout, result = result_of(tmp_path, "--model", "se_googlenet")
-    assert_sound(result, steps=2)
+    stdout, result = result_of("--model", "se_googlenet")
+    assert_sound(result)
     assert "se_googlenet with 9 SE blocks" in stdout
     assert [block["name"] for block in result["se_blocks"]] == [
         f"inception{name}.se" for name in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
     ]
 
 
-def test_cifar10_folder(tmp_path):
+@needs("sklearn")
+def test_digits():
+    images = LOAD("digits", 0)
+    pixels, labels = images.train.tensors
+    assert pixels.shape == (1438, 3, 32, 32) and len(images.test) == 359
+    assert images.num_classes == 10 and labels.unique().tolist() == list(range(10))
+    std, mean = torch.std_mean(pixels)
+    assert (mean.item(), std.item()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-5))
+
+
+def test_cifar10_folder(result_of, tmp_path):
     folder = tmp_path / "data" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -133,13 +166,13 @@ def test_cifar10_folder(tmp_path):
         pixels = random.integers(0, 256, (4, 3072), dtype=np.uint8)
         batch = {b"data": pixels, b"labels": random.integers(0, 10, 4).tolist()}
         (folder / name).write_bytes(pickle.dumps(batch))
-    stdout, result = result_of(tmp_path, "--data", f"cifar10:{tmp_path / 'data'}")
-    assert_sound(result, steps=2)
+    stdout, result = result_of("--data", f"cifar10:{tmp_path / 'data'}")
+    assert_sound(result)
     assert "20 training and 4 test images" in stdout
 
 
 @needs("torchvision")
-def test_imagefolder_with_torchvision_model(tmp_path):
+def test_imagefolder_with_torchvision_model(result_of, tmp_path):
     from PIL import Image
 
     random = np.random.default_rng(0)
@@ -151,30 +184,23 @@ def test_imagefolder_with_torchvision_model(tmp_path):
                 pixels = random.integers(0, 256, (40, 36, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     stdout, result = result_of(
-        tmp_path,
         *("--data", f"imagefolder:{tmp_path / 'data'}", "--image-size", "64"),
         *("--model", "regnet_y_400mf", "--lr", "1e-4"),
     )
-    assert_sound(result, steps=2)
+    assert_sound(result)
     assert "8 training and 8 test images" in stdout
     assert len(result["se_blocks"]) == 16
 
 
-# Group norm: no sample depends on another, so that a batch may be split over processes.
-SPLITTABLE = ("--model", "test_efficientnet_gn")
-FLOAT32 = 1e-5
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 @pytest.fixture(scope="module")
-def plain_losses(tmp_path_factory):
+def plain_losses(once, tmp_path_factory):
     """The losses of one process with eager SE, float32 and no compiler, by batch size."""
 
     @functools.cache
     def losses(batch_size):
         out = tmp_path_factory.mktemp("plain")
-        _, result = result_of(out, *SPLITTABLE, "--batch-size", batch_size)
-        assert_sound(result, steps=2)
+        result = written(once, out, *SPLITTABLE, "--batch-size", batch_size)
+        assert_sound(result)
         return result["runs"]["eager"]["losses"]
 
     return losses
@@ -183,8 +209,8 @@ def plain_losses(tmp_path_factory):
 @needs("sklearn")
 @needs("timm")
 @pytest.mark.parametrize("name, dtype", AMP_DTYPES.items(), ids=AMP_DTYPES)
-def test_first_loss_under_autocast(tmp_path, plain_losses, name, dtype):
-    _, result = result_of(tmp_path, *SPLITTABLE, "--batch-size", 8, "--amp", name)
+def test_first_loss_under_autocast(result_of, plain_losses, name, dtype):
+    _, result = result_of(*SPLITTABLE, "--batch-size", 8, "--amp", name)
     eps = torch.finfo(dtype).eps
     for run in result["runs"].values():
         assert all(map(math.isfinite, run["losses"]))
@@ -194,82 +220,137 @@ def test_first_loss_under_autocast(tmp_path, plain_losses, name, dtype):
     assert result["first_loss_difference"] < eps * plain_losses(8)[0]
 
 
+@pytest.fixture
+def graphs(monkeypatch, fresh_compiler):
+    """The graphs that --compile hands to Inductor, in whose place aot_eager runs them."""
+    from torch._inductor import compile_fx
+
+    found = []
+
+    def compiler(graph, example_inputs, **options):
+        found.append(graph.print_readable(print_output=False))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, example_inputs)
+
+    monkeypatch.setattr(compile_fx, "compile_fx", compiler)
+    torch._dynamo.utils.counters.clear()
+    return found
+
+
+@needs("sklearn")
+@needs("timm")
+def test_compiled(result_of, plain_losses, graphs):
+    expected = plain_losses(4)
+    _, result = result_of(*SPLITTABLE, "--compile")
+    assert_sound(result)
+    for run in result["runs"].values():
+        assert run["losses"] == pytest.approx(expected, rel=FLOAT32)
+    whole = [graph for graph in graphs if "group_norm" in graph]
+    assert len(whole) == 2, "the networks were not compiled, at most their SE blocks"
+    assert "torch.ops.se_fused" in whole[1] and "torch.ops.se_fused" not in whole[0]
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+# Two processes, as torchrun starts them.
+
+
+def in_two_processes(out, *arguments, **environment):
+    """What the first process printed and wrote, and what both printed as errors."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    script = str(ROOT / "benchmarks" / "train.py")
+    finished = subprocess.run(
+        [sys.executable, *launcher, script, *SHORT, "--out", str(out), *arguments],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads((out / "train.json").read_text())
+    assert result["processes"] == 2
+    return finished.stdout, result, finished.stderr
+
+
 @needs("sklearn")
 @needs("timm")
 def test_two_processes_train_as_one(tmp_path, plain_losses):
-    stdout, result = result_of(tmp_path, *SPLITTABLE, launcher=TORCHRUN)
-    assert_sound(result, steps=2)
+    stdout, result, _ = in_two_processes(tmp_path, *SPLITTABLE)
+    assert_sound(result)
     for run in result["runs"].values():
         assert run["losses"] == pytest.approx(plain_losses(8), rel=FLOAT32)
-    assert result["processes"] == 2
     assert stdout.count("inside the SE blocks") == 1
 
 
+@pytest.mark.thorough
 @needs("sklearn")
 @needs("timm")
-def test_two_processes_under_autocast(tmp_path):
+def test_two_processes_under_autocast(result_of, tmp_path):
     """As one process that sees both halves of the batch, under autocast too."""
     arguments = (*SPLITTABLE, "--amp", "bf16", "--channels-last")
-    _, alone = result_of(tmp_path / "alone", *arguments, "--batch-size", 8)
-    _, result = result_of(tmp_path / "two", *arguments, launcher=TORCHRUN)
+    _, alone = result_of(*arguments, "--batch-size", 8)
+    _, result, _ = in_two_processes(tmp_path / "two", *arguments)
     eps = torch.finfo(AMP_DTYPES["bf16"]).eps
     for name, run in result["runs"].items():
         assert all(map(math.isfinite, run["losses"]))
         first = alone["runs"][name]["losses"][0]
         assert run["losses"][0] == pytest.approx(first, rel=eps)
         assert result["first_loss_difference"] < eps * first
-    assert (alone["processes"], result["processes"]) == (1, 2)
+    assert alone["processes"] == 1
 
 
+@pytest.mark.thorough
 @needs("sklearn")
 @needs("timm")
-@pytest.mark.parametrize("processes", [1, 2], ids=["one-process", "two-processes"])
-def test_compiled(tmp_path, plain_losses, processes):
-    finished = train(
-        *SHORT,
-        *("--out", tmp_path, *SPLITTABLE, "--compile"),
-        launcher=TORCHRUN if processes == 2 else (sys.executable,),
-        TORCH_LOGS="graph_code,graph_breaks",
+def test_two_processes_compiled_by_inductor(tmp_path, plain_losses):
+    _, result, log = in_two_processes(
+        tmp_path, *SPLITTABLE, "--compile", TORCH_LOGS="graph_code,graph_breaks"
     )
-    assert finished.returncode == 0, finished.stderr
-    result = json.loads((tmp_path / "train.json").read_text())
-    assert_sound(result, steps=2)
+    assert_sound(result)
     for run in result["runs"].values():
-        assert run["losses"] == pytest.approx(plain_losses(4 * processes), rel=FLOAT32)
-    assert result["processes"] == processes
-    graphs = finished.stderr
-    assert "group_norm" in graphs, "the network was not compiled, at most its SE blocks"
-    assert "torch.ops.se_fused" in graphs
-    assert "Graph break" not in graphs
+        assert run["losses"] == pytest.approx(plain_losses(8), rel=FLOAT32)
+    assert "group_norm" in log, "the network was not compiled, at most its SE blocks"
+    assert "torch.ops.se_fused" in log
+    assert "Graph break" not in log
 
 
-@pytest.mark.parametrize(
-    "arguments, complaint",
-    [
-        pytest.param(("--data", "cifar10:/no/such/folder"), "/no/such/folder", id="wrong-path"),
-        pytest.param(("--data", f"cifar10:{ROOT}"), "data_batch_1", id="no-cifar10-there"),
-        pytest.param(("--data", "mnist"), "mnist", id="unknown-data"),
-        pytest.param(("--device", "abacus"), "abacus", id="unknown-device"),
-        pytest.param(("--epochs", "0"), "--epochs", id="no-epochs"),
-        pytest.param(
-            ("--model", "resnet9000"), "resnet9000", id="unknown-model", marks=needs("sklearn")
-        ),
-        pytest.param(
-            ("--model", "se_densenet121"),
-            "blocks that se_fused knows",
-            id="se-into-an-unknown-model",
-            marks=[needs("sklearn"), needs("torchvision")],
-        ),
-        pytest.param(
-            ("--model", "resnet18"),
-            "no SE block",
-            id="model-without-se",
-            marks=[needs("sklearn"), needs("torchvision")],
-        ),
-    ],
-)
-def test_request_that_cannot_be_run_is_one_line(tmp_path, arguments, complaint):
-    finished = train(*SHORT, "--out", tmp_path, *arguments)
-    assert finished.returncode == 2
-    assert len(finished.stderr.strip().splitlines()) == 1, finished.stderr
-    assert complaint in finished.stderr
+@pytest.mark.thorough
+@needs("sklearn")
+@needs("timm")
+def test_two_processes_of_fused_blocks_compiled_under_autocast(tmp_path):
+    stdout, result, _ = in_two_processes(
+        tmp_path, *TWO_BLOCKS, "--fuse", "--compile", "--amp", "bf16", "--channels-last"
+    )
+    assert stdout.count("2 SE modules fused, 0 left") == 1
+    for run in result["runs"].values():
+        assert all(map(math.isfinite, run["losses"]))
+    eps = torch.finfo(AMP_DTYPES["bf16"]).eps
+    assert result["first_loss_difference"] < eps * result["runs"]["eager"]["losses"][0]
+
+
+ERRORS = {
+    "wrong-path": (("--data", "cifar10:/no/such/folder"), "/no/such/folder"),
+    "no-cifar10-there": (("--data", f"cifar10:{ROOT}"), "data_batch_1"),
+    "unknown-data": (("--data", "mnist"), "mnist"),
+    "unknown-device": (("--device", "abacus"), "abacus"),
+    "no-epochs": (("--epochs", "0"), "--epochs"),
+    "unknown-model": (("--model", "resnet9000"), "resnet9000"),
+    "se-into-an-unknown-model": (("--model", "se_densenet121"), "blocks that se_fused knows"),
+    "model-without-se": (("--model", "resnet18"), "no SE block"),
+}
+
+
+@pytest.mark.parametrize("arguments, complaint", ERRORS.values(), ids=ERRORS)
+def test_errors(request, result_of, arguments, complaint):
+    if arguments[0] == "--model":
+        pytest.importorskip("torchvision", reason="not installed; other errors are caught alike")
+        request.getfixturevalue("few_images")
+    with pytest.raises(RequestError, match=complaint) as raised:
+        result_of(*arguments)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_error_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(train.__file__, run_name="__main__")
+    assert capsys.readouterr().err == "train.py: argument --epochs: must be at least 1\n"
