@@ -229,10 +229,10 @@ def main():
         "fp16": run_child(args, "fp16", **MALLOC),
         "scaling": run_child(args, "scaling", **MALLOC),
     }
-    write_json(result, "cpu.json")
+    source = write_json(result, "cpu.json")
     print(table(result))
     if args.readme:
-        write_readme(table(result), "block table")
+        write_readme(table(result), "block table", source)
 
 
 if __name__ == "__main__":

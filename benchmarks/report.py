@@ -38,17 +38,21 @@ def measured_on(result: dict) -> str:
     )
 
 
-def write_json(result: dict, name: str):
+def write_json(result: dict, name: str) -> Path:
     path = ROOT / "benchmarks" / "results" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
 
 
-def write_readme(text: str, name: str):
-    """Puts the text between ``<!-- name -->`` and ``<!-- end of name -->``."""
-    path = ROOT / "README.md"
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    pattern = f"{re.escape(begin)}.*{re.escape(end)}"
+def write_readme(text: str, name: str, source: Path):
+    """Puts the text between ``<!-- name: source -->`` and ``<!-- end of name -->``."""
+    path, source, root = ROOT / "README.md", source.resolve(), ROOT.resolve()
+    if not source.is_relative_to(root):
+        raise RequestError(f"{source}: not in {root}, so that README.md cannot name it")
+    begin = f"<!-- {name}: {source.relative_to(root).as_posix()} -->"
+    end = f"<!-- end of {name} -->"
+    pattern = rf"<!-- {re.escape(name)}(: \S+)? -->.*{re.escape(end)}"
     found, count = re.subn(
         pattern, lambda _: f"{begin}\n{text}\n{end}", path.read_text(), flags=re.DOTALL
     )
@@ -57,7 +61,7 @@ def write_readme(text: str, name: str):
     path.write_text(found)
 
 
-def show(result: dict, readme: bool, plots: Path | None):
+def show(result: dict, source: str, readme: bool, plots: Path | None):
     import tables  # the scripts that import this one have tables of their own
     import tail_table
 
@@ -75,7 +79,7 @@ def show(result: dict, readme: bool, plots: Path | None):
         draw(result, plots)
     if readme:
         for name, table in made.items():
-            write_readme(table(result, folded=True), name)
+            write_readme(table(result, folded=True), name, Path(source))
 
 
 def main(arguments=None):
@@ -96,7 +100,7 @@ def main(arguments=None):
         if len(args.files) > 1:
             print(compare(results))
         else:
-            show(*results.values(), args.readme, args.plots)
+            show(results[args.files[0]], args.files[0], args.readme, args.plots)
     except RequestError as error:
         sys.exit(str(error))
 

@@ -128,11 +128,11 @@ def main():
         os.environ["TRITON_INTERPRET"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.argv])
     result = collect()
-    write_json(result, "traffic.json")
+    source = write_json(result, "traffic.json")
     for name, make in TABLES.items():
         print(make(result), end="\n\n")
         if args.readme:
-            write_readme(make(result), name)
+            write_readme(make(result), name, source)
 
 
 if __name__ == "__main__":

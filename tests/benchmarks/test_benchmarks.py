@@ -21,26 +21,41 @@ import traffic
 from inputs import DTYPES, Inputs
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU = "cpu-amd-epyc-avx2.json"
 TABLES = {
-    "block table": (block.table, "cpu.json"),
-    "pass table": (traffic.table, "traffic.json"),
-    "bound table": (bounds.table, "traffic.json"),
-    "tail pass table": (tail_traffic.table, "traffic.json"),
-    "tail bound table": (bounds.tail_table, "traffic.json"),
-    "tail table": (tail_table.table, CPU),
-    "bench table": (functools.partial(tables.block, folded=True), CPU),
-    "network bench table": (functools.partial(tables.network, folded=True), CPU),
+    "block table": block.table,
+    "pass table": traffic.table,
+    "bound table": bounds.table,
+    "tail pass table": tail_traffic.table,
+    "tail bound table": bounds.tail_table,
+    "tail table": tail_table.table,
+    "bench table": functools.partial(tables.block, folded=True),
+    "network bench table": functools.partial(tables.network, folded=True),
 }
+README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name, source", TABLES.items(), ids=TABLES)
-def test_readme_shows_the_committed_results(name, source):
-    table, file = source
-    result = json.loads((ROOT / "benchmarks" / "results" / file).read_text())
-    shown = re.search(rf"<!-- {name} -->\n(.*)\n<!-- end of {name} -->",
-                      (ROOT / "README.md").read_text(), re.DOTALL)
-    assert shown[1] == table(result)
+def assert_shows_its_file(readme, name):
+    found = re.search(rf"<!-- {name}: (\S+) -->\n(.*)\n<!-- end of {name} -->", readme, re.DOTALL)
+    assert found, f"no {name} whose marker names a file"
+    assert found[2] == TABLES[name](json.loads((ROOT / found[1]).read_text()))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_readme_shows_the_committed_results(name):
+    assert_shows_its_file(README, name)
+
+
+def test_readme_that_shows_other_results_is_seen():
+    assert_shows_its_file(README, "block table")
+    marker = "<!-- block table: benchmarks/results/cpu.json -->"
+    for change in (
+        (marker, "<!-- block table -->"),
+        (marker, f"{marker}\nA line that no file gives."),
+        ("<!-- end of block table -->", ""),
+    ):
+        assert change[0] in README
+        with pytest.raises(AssertionError):
+            assert_shows_its_file(README.replace(*change), "block table")
 
 
 def test_bound_is_the_bytes_of_the_passes_over_the_bandwidth():

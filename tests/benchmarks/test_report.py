@@ -230,16 +230,17 @@ def test_what_is_no_results_file_is_named(tmp_path, content, message):
 def test_readme_gets_the_tables_between_its_markers(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- bench table -->\nold\n<!-- end of bench table -->\nb\n"
+    readme.write_text("a\n<!-- bench table: old.json -->\nold\n<!-- end of bench table -->\nb\n"
                       "<!-- network bench table --><!-- end of network bench table -->\nc\n")
     maps = [block_row(0.1, 2.0, hidden=hidden) for hidden in range(tables.FOLDED + 1)]
-    report.main([stored(tmp_path, "x.json", block=maps, network=[network_row(NETWORK)]),
-                 "--readme"])
+    (tmp_path / "results").mkdir()
+    file = stored(tmp_path, "results/x.json", block=maps, network=[network_row(NETWORK)])
+    report.main([file, "--readme"])
     result = bench_results.result(maps, [network_row(NETWORK)])
     assert readme.read_text() == (
-        f"a\n<!-- bench table -->\n{tables.block(result, folded=True)}\n"
+        f"a\n<!-- bench table: results/x.json -->\n{tables.block(result, folded=True)}\n"
         "<!-- end of bench table -->\nb\n"
-        f"<!-- network bench table -->\n{tables.network(result)}\n"
+        f"<!-- network bench table: results/x.json -->\n{tables.network(result)}\n"
         "<!-- end of network bench table -->\nc\n"
     )
     assert "<details><summary>25 lines" in readme.read_text()
@@ -250,9 +251,17 @@ def test_readme_without_markers_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     (tmp_path / "README.md").write_text("text")
     file = stored(tmp_path, "x.json", block=two_maps())
-    with pytest.raises(SystemExit, match="<!-- bench table --> … .* found 0 times"):
+    with pytest.raises(SystemExit, match="<!-- bench table: x.json --> … .* found 0 times"):
         report.main([file, "--readme"])
     assert (tmp_path / "README.md").read_text() == "text"
+
+
+def test_readme_names_no_file_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", tmp_path / "here")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "README.md").write_text("text")
+    with pytest.raises(SystemExit, match="x.json: not in .*here, so that README.md cannot name it"):
+        report.main([stored(tmp_path, "x.json", block=two_maps()), "--readme"])
 
 
 def test_only_one_file_is_drawn(tmp_path, capsys):
