@@ -19,6 +19,7 @@ import timing
 import torch
 import traffic
 from inputs import DTYPES, Inputs
+from selection import kept
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = {
@@ -70,7 +71,8 @@ def test_bound_names_each_side_by_its_passes():
     assert found == {8: ["one, contiguous"], 7: ["one, channels_last", "other"], 5: ["floor"]}
 
 
-@pytest.mark.parametrize("network", maps.NETWORKS, ids=lambda network: network[0])
+@kept(pytest.mark.parametrize("network", maps.NETWORKS, ids=[n[0] for n in maps.NETWORKS]),
+      "seresnet50", "mobilenetv3_large_100")
 def test_maps_are_those_of_the_networks(network):
     pytest.importorskip(network[1], reason="not installed; the others are read all the same")
     assert maps.read(*network) == maps.load(network[0])

@@ -127,13 +127,18 @@ needs_extension = pytest.mark.skipif(
 )
 
 
-def measured(file, script, selected):
-    """What collect.py makes of one row, measured with the malloc that keeps freed memory."""
-    python = [sys.executable]
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """What collect.py makes of a block and an end of a block, measured in one run of
+    pytest-benchmark, with the malloc that keeps freed memory."""
+    python, file = [sys.executable], tmp_path_factory.mktemp("measured") / "both.json"
+    block = "mobilenetv3 and bf16-contiguous-functional and not backward"
+    tail = "2048 and fp32-contiguous"
     command = [
         *python, "benchmarks/malloc.py", *python, "-m", "pytest", "-q", "-p", "no:cacheprovider",
         "--bench-device", "cpu", "--benchmark-quiet", f"--benchmark-json={file}",
-        f"benchmarks/{script}", "-k", selected,
+        "benchmarks/test_block.py", "benchmarks/test_block_tail.py",
+        "-k", f"cpp and (({block}) or ({tail}))",
     ]
     # Undisturbed by a compiler: what is timed does not matter here.
     # Nothing is timed in a worker of pytest-xdist, as which this process may run.
@@ -145,25 +150,19 @@ def measured(file, script, selected):
 
 
 @needs_extension
-def test_a_measured_row_says_what_measured_it(tmp_path):
-    result = measured(
-        tmp_path / "block.json", "test_block.py",
-        "cpp and mobilenetv3 and bf16-contiguous-functional and not backward",
-    )
-    assert result["device"] == {**devices.facts(torch.device("cpu")), "threads": 1}
+def test_a_measured_row_says_what_measured_it(measured):
+    assert measured["device"] == {**devices.facts(torch.device("cpu")), "threads": 1}
     is_glibc = platform.libc_ver()[0] == "glibc"
-    assert result["malloc"] == {"block": "keeps freed memory" if is_glibc else "default"}
-    (row,) = result["block"]
+    malloc = "keeps freed memory" if is_glibc else "default"
+    assert measured["malloc"] == {"block": malloc, "tail": malloc}
+    (row,) = measured["block"]
     assert (row["shape"], row["dtype"], row["backend"]) == ([32, 960, 7, 7], "bf16", "cpp")
     assert 0 < row["fused_ms"]["q1"] <= row["fused_ms"]["median"] <= row["fused_ms"]["q3"]
 
 
 @needs_extension
-def test_a_measured_end_of_a_block_has_all_sides(tmp_path):
-    result = measured(
-        tmp_path / "tail.json", "test_block_tail.py", "cpp and 2048 and fp32-contiguous"
-    )
-    (row,) = result["tail"]
+def test_a_measured_end_of_a_block_has_all_sides(measured):
+    (row,) = measured["tail"]
     assert (row["tail"], row["shape"]) == ("BN + SE + add + ReLU", [32, 2048, 7, 7])
     assert list(row["ms"]) == ["eager", "without SE", "swapped", "fused"]
     assert all(0 < of["q1"] <= of["median"] <= of["q3"] for of in row["ms"].values())

@@ -9,6 +9,8 @@ import pytest
 import tail_traffic
 import torch
 from counting import COMPILED, DIRECTIONS, LAYOUTS, Generated, Operators
+from pairwise import each_pair
+from selection import kept
 from tails import AFTER_SE, MBCONV, RESIDUAL
 from torch._inductor import config
 
@@ -68,9 +70,11 @@ def test_generated_code_counts_passes(function, kernels, operators, passes):
     assert counted.passes == passes
 
 
-@pytest.mark.parametrize("threads", [1, 2, 64])
-@pytest.mark.parametrize("vector_bits", [0, 256], ids=["scalars", "vectors"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.thorough
+@each_pair(
+    layout=list(LAYOUTS), vector_bits={"scalars": 0, "vectors": 256},
+    threads={"1": 1, "2": 2, "64": 64},
+)
 def test_passes_do_not_depend_on_how_loops_are_split(layout, vector_bits, threads):
     x = torch.randn(2, 10, 31, 31).contiguous(memory_format=LAYOUTS[layout])
     options = {"cpp.threads": threads, "cpp.simdlen": vector_bits}
@@ -78,6 +82,7 @@ def test_passes_do_not_depend_on_how_loops_are_split(layout, vector_bits, thread
     assert counted.passes == 3
 
 
+@pytest.mark.thorough
 def test_kernels_that_do_nothing_are_forgotten():
     def function(x):
         return x * 3 + 1
@@ -146,12 +151,14 @@ TRAINING = {  # Inductor copies a contiguous map to channels_last for convolutio
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("block, passes", TRAINING.items(), ids=map(" ".join, TRAINING))
-def test_passes_of_a_compiled_training_step(block, passes, dtype):
-    name, layout = block
+@pytest.mark.thorough
+@each_pair(
+    name=list(COMPILED), layout=list(LAYOUTS),
+    dtype={"fp32": torch.float32, "bf16": torch.bfloat16},
+)
+def test_passes_of_a_compiled_training_step(name, layout, dtype):
     found = counting.count_compiled(COMPILED[name], (2, 72, 7, 7), 8, layout, dtype)
-    assert [found[direction]["passes"] for direction in DIRECTIONS] == passes
+    assert [found[direction]["passes"] for direction in DIRECTIONS] == TRAINING[name, layout]
 
 
 TAILS = {  # forward and backward; maps that are kept
@@ -166,7 +173,11 @@ TAILS = {  # forward and backward; maps that are kept
 }
 
 
-@pytest.mark.parametrize("case, expected", TAILS.items(), ids=[f"{a} {b.name}" for a, b in TAILS])
+TAIL_IDS = [f"{name} {tail.name}" for name, tail in TAILS]
+
+
+@kept(pytest.mark.parametrize("case, expected", TAILS.items(), ids=TAIL_IDS),
+      *[of for of in TAIL_IDS if not of.startswith("compiled")])
 def test_passes_of_the_end_of_a_block(case, expected):
     (name, tail), (passes, kept) = case, expected
     missing = ops.why_not("triton", torch.device("cpu"))

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from gate_models import MODELS, N, each_model, recorded_gates
+from selection import kept
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from twins import C, images, twins
@@ -64,10 +65,16 @@ def test_double_backward_counts_once():
         assert all(sums.samples == N for sums in record.blocks.values())
 
 
-@each_model
-@pytest.mark.parametrize("how, grad", [("function", True), ("in-place", False)],
-                         ids=["function-training", "in-place-no-grad"])
-def test_compiled_model_runs_uncompiled_and_then_its_graph(make, how, grad):
+# The two ways to compile take turns.
+COMPILED = {
+    f"{how}-{name}": (MODELS[name], how)
+    for name, how in zip(MODELS, ["function", "in-place"] * len(MODELS))
+}
+
+
+@kept(pytest.mark.parametrize("make, how", COMPILED.values(), ids=COMPILED),
+      "function-one-operator", "in-place-fused-blocks")
+def test_compiled_model_runs_uncompiled_and_then_its_graph(make, how):
     torch._dynamo.reset()
     model, x, graphs, runs = make()[1].eval(), images(N), [], []
     expected = recorded_gates(model, x)
@@ -81,7 +88,7 @@ def test_compiled_model_runs_uncompiled_and_then_its_graph(make, how, grad):
     if how == "in-place":
         model.compile(**options)
         compiled = model
-    with torch.set_grad_enabled(grad):
+    with torch.set_grad_enabled(how == "function"):
         y = compiled(x)
         found = recorded_gates(model, x, compiled)
         assert len(graphs) == len(runs) == 1

@@ -5,9 +5,10 @@ from collections import Counter
 
 import pytest
 import torch
-from gate_models import N, each_model, plain_gates, recorded_gates
+from gate_models import MODELS, N, each_model, plain_gates, recorded_gates
 from reference import check
 from se_examples import EXAMPLES
+from selection import each_pair_on, kept
 from shapes import DTYPES, make_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,8 +18,7 @@ import se_fused
 from se_fused import FusedSE, record_gates, replace_se
 
 
-@each_model
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@each_pair_on(make=MODELS, training={"train": True, "eval": False})
 def test_gates(place, make, training):
     plain, model = (net.train(training).to(place.device) for net in make())
     x = images(N, device=place.device)
@@ -28,7 +28,11 @@ def test_gates(place, make, training):
     torch.testing.assert_close([*found.values()], expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if not e.startswith("efficientnet")])
+@kept(
+    pytest.mark.parametrize("example", [e for e in EXAMPLES if not e.startswith("efficientnet")]),
+    "timm-se", "timm-channels-last", "torchvision-mobilenetv3", "smp-scse", "hf-pp-ocr-v5",
+    "moskomule", "mmdet-channel-attention",
+)
 def test_gates_of_swapped_modules(example):
     """What each library's own module multiplies the map by."""
     channels_last, example = example == "timm-channels-last", EXAMPLES[example]
@@ -112,9 +116,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("grad", [True, False], ids=["training", "no-grad"])
+@each_pair_on(function=FUNCTIONS, dtype=DTYPES, grad={"training": True, "no-grad": False})
 def test_on_gate_of_the_functions(place, function, dtype, grad):
     inputs = make_inputs((3, 20, 5, 7), 4, place.device, dtype)
     found = []

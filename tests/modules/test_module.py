@@ -17,6 +17,7 @@ from module_cases import (
     run,
     small,
 )
+from selection import each_pair_on
 from torch import nn
 
 import se_fused
@@ -61,9 +62,9 @@ CONFIGURATIONS = {
 }
 
 
-@pytest.mark.parametrize("arguments, called", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-def test_equals_timm(place, timm, arguments, called, layout):
+@each_pair_on(configuration=CONFIGURATIONS, layout=["contiguous", "channels-last"])
+def test_equals_timm(place, timm, configuration, layout):
+    arguments, called = configuration
     torch.manual_seed(3)
     theirs = timm.layers.SEModule(24, **arguments).double().to(place.device)
     torch.manual_seed(3)

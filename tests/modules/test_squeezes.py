@@ -8,6 +8,7 @@ import torch
 from block_functions import KINDS
 from module_cases import WITH_MAXIMUM, Count, assert_same, feature_map, run
 from reference import SQUEEZES, block, spatial_max, spatial_mean
+from selection import each_pair_on
 from torch import nn
 
 from se_fused import FusedBatchNormSE, FusedSE, fuse, replace_se
@@ -15,11 +16,7 @@ from se_fused.norm import may_fuse
 
 C, R = 8, 3
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_squeeze = pytest.mark.parametrize("kind", SQUEEZES)
-each_layout = pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last],
-    ids=["contiguous", "channels-last"],
-)  # fmt: skip
+FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
 class Plain(nn.Module):
@@ -55,10 +52,9 @@ LAYERS = {
 }
 
 
-@each_kind
-@each_layout
-@pytest.mark.parametrize("layers, called", LAYERS.values(), ids=LAYERS)
-def test_equals_the_plain_block(place, kind, memory_format, layers, called):
+@each_pair_on(kind=KINDS, memory_format=FORMATS, layers=LAYERS)
+def test_equals_the_plain_block(place, kind, memory_format, layers):
+    layers, called = layers
     se = small(place, squeeze=kind, **layers)
     plain = Plain(se, kind)
     x = feature_map(place, C).contiguous(memory_format=memory_format)
@@ -117,8 +113,7 @@ def excitation(inputs=C, place=None):
     return layers if place is None else layers.to(place.device, torch.float64)
 
 
-@each_squeeze
-@each_layout
+@each_pair_on(kind=list(SQUEEZES), memory_format=FORMATS)
 def test_module_as_the_excitation(place, kind, memory_format):
     layers = excitation(2 * C if kind == "concat" else C, place)
     se = FusedSE(C, excitation=layers, squeeze=kind)

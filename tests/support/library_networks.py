@@ -20,8 +20,7 @@ def from_timm(name):
 
 
 def from_torchvision(name):
-    size = (224, 224) if name == "maxvit_t" else (64, 64)
-    return torchvision.models.get_model(name, weights=None, num_classes=5), size
+    return torchvision.models.get_model(name, weights=None, num_classes=5), (64, 64)
 
 
 def from_segmentation_models(encoder):
@@ -30,8 +29,11 @@ def from_segmentation_models(encoder):
 
 
 def from_monai(spatial_dims):
+    """SEResNet50 with one block in each stage."""
     nets = pytest.importorskip("monai.networks.nets", reason=WITHOUT)
-    network = nets.SEResNet50(spatial_dims=spatial_dims, in_channels=3, num_classes=2)
+    network = nets.SEResNet50(
+        layers=(1, 1, 1, 1), spatial_dims=spatial_dims, in_channels=3, num_classes=2
+    )
     return network, (32,) * spatial_dims
 
 

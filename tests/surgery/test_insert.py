@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from library_networks import assert_same, without_chance
 from plain_resnets import RESNETS, se_blocks
+from selection import kept
 from torch import nn
 
 from se_fused import FusedSE, insert_se
@@ -159,7 +160,8 @@ FAMILIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("make, size, names", FAMILIES.values(), ids=FAMILIES)
+@kept(pytest.mark.parametrize("make, size, names", FAMILIES.values(), ids=FAMILIES),
+      "vgg-bn", "googlenet", "timm-mobilenet-v2", "shufflenet-v2")
 def test_standard_placement_of_other_families(make, size, names):
     plain = without_chance(make().double()).train()
     inserted = copy.deepcopy(plain)

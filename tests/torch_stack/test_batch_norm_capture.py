@@ -3,6 +3,8 @@
 import pytest
 import torch
 from norm_twins import FUSED, maps, norm_twins, step
+from pairwise import each_pair
+from selection import kept
 from shapes import LAYOUTS
 from torch import nn
 from torch.export import Dim
@@ -10,8 +12,7 @@ from twins import assert_same
 
 RESIDUAL = dict(add=True, post_act="relu")
 CAPTURED = {name: FUSED[name] for name in ("add-relu", "silu-before", "no-running-statistics")}
-each_captured = pytest.mark.parametrize("options", CAPTURED.values(), ids=CAPTURED)
-each_mode = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+MODES = {"train": True, "eval": False}
 
 
 # torch.compile
@@ -48,8 +49,7 @@ def compile_and_compare(compiled, device, options, training, layout):
     assert names and not any("batch_norm" in name for name in names), "not the fused call"
 
 
-@each_captured
-@each_mode
+@kept(each_pair(options=CAPTURED, training=MODES), "add-relu-train", "silu-before-eval")
 def test_compile(compiled, options, training):
     compile_and_compare(compiled, "cpu", options, training, "contiguous")
 
@@ -58,6 +58,7 @@ def test_compile_on_every_backend(place, compiled):
     compile_and_compare(compiled, place.device, RESIDUAL, True, "channels-last")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("compiled")
 def test_compile_by_inductor():
     plain, fused = norm_twins(**RESIDUAL)
@@ -78,9 +79,12 @@ def of_other_sizes(options):
     return maps(2, (7, 8), add=add), maps(5, (4, 9), add=add)
 
 
-@each_captured
-@each_mode
-@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+EXPORTS = each_pair(
+    options=CAPTURED, training=MODES, strict={"strict": True, "non-strict": False}
+)
+
+
+@kept(EXPORTS, *[case.id for case in EXPORTS.args[1]][::3])
 def test_export(options, training, strict):
     plain, fused = (m.train(training) for m in norm_twins(**options))
     example = tuple(maps(add=options.get("add", False)))

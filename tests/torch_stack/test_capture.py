@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from pairwise import each_pair
+from selection import kept
 from torch import nn
 from torch.export import Dim
-from twins import COMPOSED, C, R, assert_same, each_kind, images, twins
+from twins import COMPOSED, KINDS, C, R, assert_same, each_kind, images, twins
 
 import se_fused
 from se_fused import FusedSE, replace_se, restore_se
@@ -38,8 +40,11 @@ def agrees_at_all_sizes(captured, plain, dtype=torch.float64, rtol=1e-10):
 # torch.export
 
 
-@each_kind
-@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+EXPORTS = each_pair(forced=FORCED, kind=KINDS.keys(), strict={"strict": True, "non-strict": False})
+EXPORTS = pytest.mark.parametrize(*EXPORTS.args, indirect=["forced"])
+
+
+@kept(EXPORTS, *[case.id for case in EXPORTS.args[1]][::3])
 def test_export(forced, kind, strict):
     plain, fused = (net.eval() for net in twins(kind))
     program = torch.export.export(fused, (images(),), dynamic_shapes=dynamic(), strict=strict)
@@ -62,7 +67,7 @@ class Autocast(nn.Module):
             return self.net(x)
 
 
-@each_kind
+@kept(each_kind, "swapped")
 def test_export_of_autocast(kind):
     net, x = Autocast(twins(kind, torch.float32)[1].eval()), images(dtype=torch.float32)
     program = torch.export.export(net, (x,))
@@ -117,7 +122,15 @@ def onnx_model(fused):
     return program.model_proto
 
 
-@each_kind
+# test_export has each kind with each forced backend; here the two take turns.
+TURNS = {f"{name}-{kind}": (name, kind) for name, kind in zip(FORCED, KINDS)}
+each_turn = pytest.mark.parametrize(
+    "forced, kind", [(FORCED[name], kind) for name, kind in TURNS.values()], ids=TURNS,
+    indirect=["forced"],
+)
+
+
+@kept(each_turn, "forced-cpp-swapped")
 def test_onnx(forced, kind):
     plain, fused = (net.eval() for net in twins(kind, torch.float32))
     model = onnx_model(fused)

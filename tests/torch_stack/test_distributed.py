@@ -10,10 +10,14 @@ from twins import assert_same, each_kind, images, twins
 
 from se_fused import FusedSE, replace_se, restore_se
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()),
-    reason="torch was built without gloo; test_training.py covers one process",
-)
+# make test has test_two_processes_train_as_one of test_train.py, under DDP.
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(
+        not (dist.is_available() and dist.is_gloo_available()),
+        reason="torch was built without gloo; test_training.py covers one process",
+    ),
+]
 STEPS, BATCH = 3, 4
 
 

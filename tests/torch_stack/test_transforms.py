@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import PLACES
+from pairwise import each_pair
 from torch.autograd import forward_ad, functional
 from torch.func import (
     functional_call,
@@ -17,7 +18,7 @@ from torch.func import (
     vjp,
     vmap,
 )
-from twins import assert_same, each_kind, images, twins
+from twins import KINDS, assert_same, each_kind, images, twins
 
 import se_fused
 
@@ -147,9 +148,10 @@ def tangent_of_backward(net, x, t):
         return [forward_ad.unpack_dual(gradient) for gradient in found]
 
 
-@each_layout
-@each_kind
-@pytest.mark.parametrize("of", [tangent, gradient_of_tangent, tangent_of_backward])
+TANGENTS = {of.__name__: of for of in (tangent, gradient_of_tangent, tangent_of_backward)}
+
+
+@each_pair(kind=KINDS.keys(), of=TANGENTS, layout=LAYOUTS)
 def test_forward_mode(kind, of, layout):
     plain, fused = (net.eval() for net in twins(kind))
     x, t = images().contiguous(memory_format=layout), images()
@@ -184,9 +186,7 @@ JACOBIANS = {
 }
 
 
-@each_layout
-@each_kind
-@pytest.mark.parametrize("jacobian", JACOBIANS.values(), ids=JACOBIANS)
+@each_pair(kind=KINDS.keys(), jacobian=JACOBIANS, layout=LAYOUTS)
 def test_autograd_functional(kind, jacobian, layout):
     plain, fused = (net.eval().to(memory_format=layout) for net in twins(kind))
     x = images(2, (4, 3)).contiguous(memory_format=layout)
