@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from interpreted_kernels import kernels
+from pairwise import each_pair
 from shapes import DENSE, DTYPES, SHAPES, make_inputs
 
 from se_fused import backends
@@ -31,22 +32,18 @@ MATMULS = ("linear", "addmm", "matmul", "mm")
 WIDTHS = {name: DTYPES[name] for name in ("fp64", "fp32", "bf16")}  # fp16 moves what bf16 does
 
 
-def each(*names):
-    """Parametrises by these cases in every layout they have."""
-    found = {
-        f"{name}-{layout}": (layout, *CASES[name])
-        for name in names
-        for layout in DENSE
-        if layout == "contiguous" or len(CASES[name][0]) > 3
-    }
-    return pytest.mark.parametrize("case", found.values(), ids=found)
+def each(*names, **factors):
+    """Parametrises by these cases in every layout they have, pair by pair of values."""
+    return each_pair(
+        lambda row: row["layout"] != "contiguous" and len(row["case"][0]) < 4,
+        case={name: CASES[name] for name in names},
+        layout=DENSE,
+        **factors,
+    )
 
 
-each_width = pytest.mark.parametrize("dtype", WIDTHS.values(), ids=WIDTHS)
-
-
-def inputs_of(case, dtype=torch.float32):
-    layout, shape, hidden = case
+def inputs_of(case, layout, dtype=torch.float32):
+    shape, hidden = case
     return make_inputs(shape, hidden, "cpu", dtype, layout=layout)
 
 
@@ -75,10 +72,9 @@ def per_program(meter, t) -> int:
     return max(ceil(launch.programs / t.shape[0]) for launch in meter.launches) * t.nbytes
 
 
-@each(*CASES)
-@each_width
-def test_squeeze_excite(case, dtype):
-    inputs = inputs_of(case, dtype)
+@each(*CASES, dtype=WIDTHS)
+def test_squeeze_excite(case, layout, dtype):
+    inputs = inputs_of(case, layout, dtype)
     with Meter() as meter:
         y, z, g = kernels.squeeze_excite(*inputs.block)
     sums = per_program(meter, z)
@@ -90,10 +86,9 @@ def test_squeeze_excite(case, dtype):
     )  # fmt: skip
 
 
-@each(*CASES)
-@each_width
-def test_squeeze_excite_backward(case, dtype):
-    inputs = inputs_of(case, dtype)
+@each(*CASES, dtype=WIDTHS)
+def test_squeeze_excite_backward(case, layout, dtype):
+    inputs = inputs_of(case, layout, dtype)
     _, z, g = backends.load("eager").squeeze_excite(*inputs.block)
     with Meter() as meter:
         dx, dp1, h, dp2 = kernels.squeeze_excite_backward(
@@ -109,10 +104,9 @@ def test_squeeze_excite_backward(case, dtype):
     )  # fmt: skip
 
 
-@each(*CASES)
-@each_width
-def test_squeeze_and_rescale(case, dtype):
-    inputs = inputs_of(case, dtype)
+@each(*CASES, dtype=WIDTHS)
+def test_squeeze_and_rescale(case, layout, dtype):
+    inputs = inputs_of(case, layout, dtype)
     x, dy = inputs.x, inputs.dy
     with Meter() as meter:
         z = kernels.squeeze(x)
@@ -134,9 +128,9 @@ def test_squeeze_and_rescale(case, dtype):
 
 
 @each("3d", "aligned-7x7", "split-planes", "ragged-channels")
-def test_squeeze_with_the_maximum(case):
+def test_squeeze_with_the_maximum(case, layout):
     """One read of x; backward one of dy and x, then of dy and x with the write of dx."""
-    inputs = inputs_of(case, torch.bfloat16)
+    inputs = inputs_of(case, layout, torch.bfloat16)
     x, dy = inputs.x, inputs.dy
     with Meter() as meter:
         mean, m = kernels.squeeze_max(x)
@@ -172,7 +166,7 @@ def test_small_tensors_add_less_than_a_tenth_of_a_pass(layout):
 @pytest.mark.parametrize("name", CASES)
 def test_launches_of_the_block(name):
     """Triton's are two and two. PyTorch's: zeroed counters, or the excitation in between."""
-    inputs = inputs_of(("contiguous", *CASES[name]))
+    inputs = inputs_of(CASES[name], "contiguous")
     with Meter() as triton_forward, counting.Operators(inputs.x.shape) as forward:
         _, z, g = kernels.squeeze_excite(*inputs.block)
     with Meter() as triton_backward, counting.Operators(inputs.x.shape) as backward:
@@ -189,8 +183,8 @@ def test_launches_of_the_block(name):
 
 @each("aligned-7x7", "split-planes", "many-samples", "ragged-channels", "3d", BETWEEN)
 @pytest.mark.usefixtures("poisoned_allocations")
-def test_results_do_not_depend_on_the_order_of_programs(case):
-    inputs = inputs_of(case)
+def test_results_do_not_depend_on_the_order_of_programs(case, layout):
+    inputs = inputs_of(case, layout)
     x, dy = inputs.x, inputs.dy
     _, z, g = backends.load("eager").squeeze_excite(*inputs.block)
 
@@ -215,8 +209,8 @@ def test_results_do_not_depend_on_the_order_of_programs(case):
 
 @each("split-planes")
 @pytest.mark.usefixtures("poisoned_allocations")
-def test_maximum_does_not_depend_on_the_order_of_programs(case):
-    inputs = inputs_of(case)
+def test_maximum_does_not_depend_on_the_order_of_programs(case, layout):
+    inputs = inputs_of(case, layout)
     x, dy = inputs.x, inputs.dy
     mean, m = kernels.squeeze_max(x)
     expected = mean, m, *kernels.gate_gradient_max(dy, x, m)

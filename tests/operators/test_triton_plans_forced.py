@@ -1,9 +1,11 @@
 """What only the Triton backend decides: every decision, forced, gives the same values."""
 
 import pytest
+import quick_interpreter
 import torch
 from block_operators import OPERATORS, call
 from interpreters import python
+from pairwise import each_pair
 from reference import check
 from shapes import DENSE, LARGE, SHAPES, make_inputs
 
@@ -12,7 +14,7 @@ from se_fused import plan
 launch = pytest.importorskip(
     "se_fused.backends.triton.launch", reason="triton is not installed; eager and cpp are tested"
 )
-
+quick_interpreter.install()
 
 CASES = {name: {**SHAPES, **LARGE}[name] for name in ("7x7", "3d", "many-samples", "5x157")} | {
     "flat-7x7": ((2, 72, 7, 7), 4)
@@ -35,14 +37,14 @@ def forget_plans():
 
 
 @pytest.mark.usefixtures("poisoned_allocations")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("forced", FORCED.values(), ids=FORCED)
-@pytest.mark.parametrize("layout", DENSE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@each_pair(
+    case=CASES,
+    forced=FORCED,
+    layout=DENSE,
+    dtype={"fp32": torch.float32, "bf16": torch.bfloat16},
+)
 def test_values(triton_place, monkeypatch, case, forced, layout, dtype):
     shape, hidden = case
-    if layout == "channels-last" and len(shape) < 4:
-        pytest.skip("no such layout; contiguous covers the shape")
     monkeypatch.setattr(*forced)
     inputs = make_inputs(shape, hidden, triton_place.device, dtype, layout=layout)
     for operator, (arguments, _) in OPERATORS.items():
