@@ -47,7 +47,7 @@ gpu: .venv/ready
 SANITIZERS := address thread initialised
 sanitize: $(SANITIZERS:%=sanitize-%)
 sanitize-%: .venv/ready
-	SE_FUSED_SANITIZER=$* $(BIN)/python -m pytest -q tests/cuda_host/test_cuda_kernels.py
+	SE_FUSED_SANITIZER=$* $(BIN)/python -m pytest -q -m "not slow" tests/cuda_host/test_cuda_kernels.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@
 #include <iostream>
 #include <memory>
 #include <sstream>
+#include <stdexcept>
 #include <vector>
 
 #include "../../csrc/cuda/device.cuh"
@@ -19,10 +20,15 @@
 
 namespace se_fused::cuda {
 
-const Launches& launches_fp64();
 const Launches& launches_fp32();
 const Launches& launches_bf16();
+#if defined(CUDA_HOST_TWO_TYPES)
+const Launches& launches_fp64() { throw std::runtime_error("fp64 was not built"); }
+const Launches& launches_fp16() { throw std::runtime_error("fp16 was not built"); }
+#else
+const Launches& launches_fp64();
 const Launches& launches_fp16();
+#endif
 
 namespace {
 

@@ -1,36 +1,47 @@
 """The CUDA kernels, compiled for the host by g++: values of every operator against float64.
 
 A CUDA thread is a fiber (cuda_host.h); launchers and kernels are the shipped ones. Here
-they run as built; `make sanitize` runs the same program under sanitizers.
+they run as built; `make sanitize` runs the same program under sanitizers, which look at accesses:
+of two types with the same size one is enough, and nothing is asked of the values.
 """
 
 import os
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import host_build
 import pytest
 import torch
 from block_operators import OPERATORS, call
+from pairwise import pairwise
 from reference import Inputs, check
-from shapes import DTYPES, make_inputs
+from shapes import DENSE, DTYPES, REDUCED, make_inputs
 
 from se_fused.activations import ACTS, GATES
 from se_fused.backends import eager
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [host_build.HERE / "run_block.cpp", *sorted(ROOT.glob("csrc/cuda/launch_*.cu"))]
 SANITIZER = os.environ.get("SE_FUSED_SANITIZER", "plain")
+SANITIZED = SANITIZER != "plain"
+NAMES = ("fp32", "bf16") if SANITIZED else tuple(DTYPES)
+SOURCES = [
+    host_build.HERE / "run_block.cpp",
+    *(ROOT / "csrc" / "cuda" / f"launch_{name}.cu" for name in NAMES),
+]
 ORDERS = ("ascending", "shuffled", "interleaved")
 TYPES = {dtype: name for name, dtype in DTYPES.items()}
 # The passes of a maximum are PyTorch's on a GPU.
 WITH_KERNELS = [operator for operator in OPERATORS if not operator.endswith("_max")]
-# Sanitizers look at accesses: one dtype a size, and the order that lets blocks meet.
-DTYPES_HERE = list(TYPES) if SANITIZER == "plain" else [torch.float32, torch.bfloat16]
-ORDERS_HERE = ORDERS if SANITIZER == "plain" else ("interleaved",)
+BLOCK = ("squeeze_excite", "squeeze_excite_backward")
+PLACES = {"between": 0, "in-reduce": 1 << 30}  # of the excitation, by the bytes of the cache
 
 pytestmark = pytest.mark.skipif(
     host_build.why_not() is not None,
     reason=f"{host_build.why_not()}; the Triton kernels are tested by the interpreter",
+)
+judges_values = pytest.mark.skipif(
+    SANITIZED, reason="judges values; make test has it, and sanitizers see the same launches"
 )
 
 # samples, channels and positions, hidden width; multiprocessors, which decide how planes are split.
@@ -45,9 +56,8 @@ SHAPES = {
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory):
-    target = tmp_path_factory.mktemp("cuda_kernels") / "run_block"
-    return host_build.build(SOURCES, SANITIZER, target, ["-O2"] if SANITIZER == "plain" else [])
+def program():
+    return host_build.build(SOURCES, SANITIZER, ["-DCUDA_HOST_TWO_TYPES"] if SANITIZED else [])
 
 
 def memory(t: torch.Tensor) -> bytes:
@@ -100,74 +110,114 @@ def run(program, folder, cases: dict[str, Case]):
     (folder / "cases.txt").write_text("".join(f"{n} {c.line}\n" for n, c in cases.items()))
     done = host_build.run(program, folder, timeout=900)
     assert done.returncode == 0, done.stderr[-6000:]
-    for name, case in cases.items():
+    for name, case in cases.items() if not SANITIZED else ():
         try:
             check(case.read(folder, name), case.inputs)
         except AssertionError as error:
             raise AssertionError(f"{name}: {case.line}: {error}") from None
 
 
-each_dtype = pytest.mark.parametrize("dtype", DTYPES_HERE, ids=TYPES.get)
+each_type = pytest.mark.parametrize("name", NAMES)
+# A kernel is a type, a walk (of layout and shape), and what is summed and done then (of operator
+# and place): in make test every pair, in the thorough tests every one. The order and the offsets
+# are no part of it.
+WALKS = {
+    "name": NAMES, "layout": DENSE, "shape": SHAPES, "operator": WITH_KERNELS, "place": PLACES,
+    "order": ORDERS,
+}  # fmt: skip
+OFFSETS = {
+    "name": NAMES, "layout": DENSE, "shape": ("rows", "planes", "wide"), "operator": WITH_KERNELS,
+    "offsets": ((1, 1), (3, 3), (0, 1), (5, 2)),
+}  # fmt: skip
 
 
-@each_dtype
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-@pytest.mark.parametrize("order", ORDERS_HERE)
-def test_every_operator_and_walk(program, tmp_path, dtype, layout, order):
+def is_none(row):
+    """A case that does not exist: a layout of no positions, a place without an excitation."""
+    without_layout = row["layout"] == "channels-last" and len(SHAPES[row["shape"]][0]) < 4
+    return without_layout or (row.get("place") == "between" and row["operator"] not in BLOCK)
+
+
+def run_rows(program, folder, rows):
+    """Cases that are rows of WALKS or OFFSETS, all of one type."""
+    make = cache(partial(make_inputs_of, act="silu"))
     cases = {}
-    for shape_name, (shape, hidden, multiprocessors) in SHAPES.items():
-        if layout == "channels-last" and len(shape) < 4:
-            continue
-        inputs = make_inputs(shape, hidden, "cpu", dtype, layout=layout, act="silu")
-        for place, l2_bytes in {"between": 0, "in-reduce": 1 << 30}.items():
-            for operator in WITH_KERNELS:
-                if place == "between" and not operator.startswith("squeeze_excite"):
-                    continue
-                cases[f"{operator}-{shape_name}-{place}"] = Case(
-                    operator, inputs, multiprocessors, l2_bytes, (0, 0), order, seed=len(cases)
-                )
-    run(program, tmp_path, cases)
+    for row in rows:
+        inputs, (*_, multiprocessors) = make(row["name"], row["layout"], row["shape"])
+        l2_bytes, order = PLACES[row.get("place", "in-reduce")], row.get("order", "shuffled")
+        cases["-".join(map(str, row.values())).replace(" ", "")] = Case(
+            row["operator"], inputs, multiprocessors, l2_bytes, row.get("offsets", (0, 0)),
+            "interleaved" if SANITIZED else order, seed=len(cases),
+        )  # fmt: skip
+    assert len(cases) == len(rows)
+    run(program, folder, cases)
 
 
-@each_dtype
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-def test_maps_at_any_alignment(program, tmp_path, dtype, layout):
-    cases = {}
-    for shape_name in ("rows", "planes", "wide"):
-        shape, hidden, multiprocessors = SHAPES[shape_name]
-        inputs = make_inputs(shape, hidden, "cpu", dtype, layout=layout)
-        for offsets in ((1, 1), (3, 3), (0, 1), (5, 2)):
-            for operator in WITH_KERNELS:
-                cases[f"{operator}-{shape_name}-{offsets[0]}-{offsets[1]}"] = Case(
-                    operator, inputs, multiprocessors, 1 << 30, offsets, "shuffled", seed=1
-                )
-    run(program, tmp_path, cases)
+def make_inputs_of(name, layout, shape_name, act):
+    shape, hidden, _ = case = SHAPES[shape_name]
+    return make_inputs(shape, hidden, "cpu", DTYPES[name], layout=layout, act=act), case
 
 
-@pytest.mark.parametrize("l2_bytes", [0, 1 << 30], ids=["between", "in-reduce"])
+def pairs_of(factors, name):
+    rows = (dict(zip(factors, row)) for row in pairwise(factors, is_none))
+    return [row for row in rows if row["name"] == name]
+
+
+def all_of(factors, name, rotating):
+    """Every combination, with the values of one factor in turn."""
+    others = {key: [name] if key == "name" else values for key, values in factors.items()}
+    turns = list(others.pop(rotating))
+    rows = [dict(zip(others, row)) for row in product(*others.values())]
+    rows = [row | {rotating: turns[at % len(turns)]} for at, row in enumerate(rows)]
+    return [row for row in rows if not is_none(row)]
+
+
+@each_type
+def test_every_operator_and_walk(program, tmp_path, name):
+    run_rows(program, tmp_path, pairs_of(WALKS, name))
+
+
+@each_type
+@pytest.mark.thorough
+def test_every_kernel(program, tmp_path, name):
+    run_rows(program, tmp_path, all_of(WALKS, name, rotating="order"))
+
+
+@each_type
+def test_maps_at_any_alignment(program, tmp_path, name):
+    run_rows(program, tmp_path, pairs_of(OFFSETS, name))
+
+
+@each_type
+@pytest.mark.thorough
+def test_every_operator_at_every_alignment(program, tmp_path, name):
+    run_rows(program, tmp_path, all_of(OFFSETS, name, rotating="shape"))
+
+
+@pytest.mark.parametrize("l2_bytes", PLACES.values(), ids=PLACES)
 def test_every_act_and_gate(program, tmp_path, l2_bytes):
     cases = {}
     for number in range(max(len(ACTS), len(GATES))):
         act, gate = ACTS[number % len(ACTS)], GATES[number % len(GATES)]
         inputs = make_inputs((2, 9, 3, 3), 6, "cpu", act=act, gate=gate, biases=number % 2 == 0)
-        for operator in ("squeeze_excite", "squeeze_excite_backward"):
+        for operator in BLOCK:
             cases[f"{operator}-{act}-{gate}"] = Case(
                 operator, inputs, 1, l2_bytes, (0, 0), "shuffled", seed=number
             )
     run(program, tmp_path, cases)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=TYPES.get)
-def test_float32_weights_beside_a_16_bit_map(program, tmp_path, dtype):
-    inputs = make_inputs((2, 24, 5, 5), 6, "cpu", dtype, weight_dtype=torch.float32)
+@pytest.mark.parametrize("name", [name for name in NAMES if name in REDUCED])
+def test_float32_weights_beside_a_16_bit_map(program, tmp_path, name):
+    inputs = make_inputs((2, 24, 5, 5), 6, "cpu", REDUCED[name], weight_dtype=torch.float32)
     cases = {
-        operator: Case(operator, inputs, 1, l2_bytes, (0, 0), "interleaved", seed=3)
-        for operator in ("squeeze_excite", "squeeze_excite_backward")
-        for l2_bytes in (0, 1 << 30)
+        f"{operator}-{place}": Case(operator, inputs, 1, l2_bytes, (0, 0), "interleaved", seed=3)
+        for operator in BLOCK
+        for place, l2_bytes in PLACES.items()
     }
     run(program, tmp_path, cases)
 
 
+@judges_values
 def test_results_do_not_depend_on_the_order_of_blocks(program, tmp_path):
     inputs = make_inputs((2, 11, 27, 21), 5, "cpu")
     cases = {
@@ -181,6 +231,7 @@ def test_results_do_not_depend_on_the_order_of_blocks(program, tmp_path):
         assert all(other == first for other in others), operator
 
 
+@judges_values
 def test_the_oracle_is_not_the_kernels(program, tmp_path):
     """A case judged by the inputs of another fails."""
     inputs = make_inputs((2, 9, 3, 3), 6, "cpu")

@@ -1,6 +1,6 @@
 """CUDA kernels on the CPU: right ones give right values, planted faults are found by name."""
 
-from functools import cache
+from functools import partial
 
 import pytest
 from host_build import HERE, SANITIZERS, build, run, why_not
@@ -42,11 +42,10 @@ REPORTED = {
 }
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
+@pytest.fixture
+def program():
     """The self-test built for a sanitizer."""
-    folder = tmp_path_factory.mktemp("cuda_host")
-    return cache(lambda name: build([HERE / "selftest.cpp"], name, folder / name))
+    return partial(build, [HERE / "selftest.cpp"])
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
