@@ -133,7 +133,7 @@ def measured(tmp_path_factory):
     pytest-benchmark, with the malloc that keeps freed memory."""
     python, file = [sys.executable], tmp_path_factory.mktemp("measured") / "both.json"
     block = "mobilenetv3 and bf16-contiguous-functional and not backward"
-    tail = "2048 and fp32-contiguous"
+    tail = "test_tail and 2048 and fp32-contiguous"
     command = [
         *python, "benchmarks/malloc.py", *python, "-m", "pytest", "-q", "-p", "no:cacheprovider",
         "--bench-device", "cpu", "--benchmark-quiet", f"--benchmark-json={file}",
@@ -149,6 +149,7 @@ def measured(tmp_path_factory):
     return collect.collect([file])
 
 
+@pytest.mark.thorough
 @needs_extension
 def test_a_measured_row_says_what_measured_it(measured):
     assert measured["device"] == {**devices.facts(torch.device("cpu")), "threads": 1}
@@ -160,6 +161,7 @@ def test_a_measured_row_says_what_measured_it(measured):
     assert 0 < row["fused_ms"]["q1"] <= row["fused_ms"]["median"] <= row["fused_ms"]["q3"]
 
 
+@pytest.mark.thorough
 @needs_extension
 def test_a_measured_end_of_a_block_has_all_sides(measured):
     (row,) = measured["tail"]

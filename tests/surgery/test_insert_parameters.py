@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from selection import kept
 from torch import nn
 
 from se_fused import FusedSE, insert_se
@@ -50,8 +51,10 @@ CHANNELS = (256, 512, 1024, 2048)
 RESNET50 = 25_557_032
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.parametrize("r", [2, 4, 8, 16, 32])
+# Each ratio, and each depth once; test_equation_5_in_numbers has the depths too.
+@pytest.mark.parametrize(
+    "name, r", [("resnet50", r) for r in (2, 4, 8, 16, 32)] + [("resnet101", 4), ("resnet152", 16)]
+)
 def test_equation_5(name, r, library="torchvision"):
     weights = 2 * sum(n * c * c for n, c in zip(BLOCKS[name], CHANNELS)) // r
     biases = sum(n * (c + c // r) for n, c in zip(BLOCKS[name], CHANNELS))
@@ -158,7 +161,8 @@ WIDTHS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("network, widths", WIDTHS.items(), ids=named(WIDTHS))
+@kept(pytest.mark.parametrize("network, widths", WIDTHS.items(), ids=named(WIDTHS)),
+      *[name for name in named(WIDTHS) if "inception_" not in name])
 def test_each_family(network, widths):
     model = on_meta(*network.split())
     insert_se(model)
@@ -186,7 +190,8 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("network, stages", STAGES.items(), ids=named(STAGES))
+@kept(pytest.mark.parametrize("network, stages", STAGES.items(), ids=named(STAGES)),
+      *[name for name in named(STAGES) if "inception_" not in name])
 def test_stages_of_each_family(network, stages):
     """A reduction of its own for each stage shows which blocks are in it."""
     model = on_meta(*network.split())

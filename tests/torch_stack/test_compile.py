@@ -154,7 +154,7 @@ def step(function, module, x):
     return [y.detach(), x.grad, *(p.grad for p in module.parameters())]
 
 
-@pytest.mark.parametrize("arguments", MODULES.values(), ids=MODULES)
+@kept(pytest.mark.parametrize("arguments", MODULES.values(), ids=MODULES), "whole", "norm")
 def test_module(place, arguments):
     module, x = module_and_map(place, arguments)
     expected = step(module, module, x)
@@ -169,8 +169,7 @@ def under_autocast(place, dtype, function, *arguments):
         return function(*arguments)
 
 
-@pytest.mark.parametrize("dtype", REDUCED.values(), ids=REDUCED)
-@pytest.mark.parametrize("how", ["eager-mode", "compiled", "backward-inside-too"])
+@each_pair_on(dtype=REDUCED, how=["eager-mode", "compiled", "backward-inside-too"])
 def test_autocast_of_a_16_bit_map_and_float32_weights(place, dtype, how):
     """Gradients of float32 weights are those of float32 arithmetic: nothing is lowered."""
     inputs = make_inputs((3, 20, 5, 7), 4, place.device, dtype, weight_dtype=torch.float32,
@@ -197,9 +196,7 @@ def test_autocast_leaves_a_float32_map_alone(place, dtype):
     check(found, inputs)
 
 
-@pytest.mark.parametrize("arguments", MODULES.values(), ids=MODULES)
-@pytest.mark.parametrize("dtype", REDUCED.values(), ids=REDUCED)
-@pytest.mark.parametrize("map_dtype", ["16-bit-map", "float32-map"])
+@each_pair_on(arguments=MODULES, dtype=REDUCED, map_dtype=["16-bit-map", "float32-map"])
 def test_autocast_of_the_module(place, arguments, dtype, map_dtype):
     module, x = module_and_map(place, arguments, torch.float32)
     if map_dtype == "16-bit-map":
