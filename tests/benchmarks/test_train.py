@@ -252,14 +252,25 @@ def test_compiled(result_of, plain_losses, graphs):
 
 # Two processes, as torchrun starts them.
 
+SCRIPT = ROOT / "benchmarks" / "train.py"
+each_compiler = pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(
+            Path(__file__).with_name("train_without_inductor.py"), marks=pytest.mark.thorough
+        ),
+        pytest.param(SCRIPT, marks=pytest.mark.slow),
+    ],
+    ids=["aot_eager", "inductor"],
+)
 
-def in_two_processes(out, *arguments, **environment):
+
+def in_two_processes(out, *arguments, script=SCRIPT, **environment):
     """What the first process printed and wrote, and what both printed as errors."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    script = str(ROOT / "benchmarks" / "train.py")
     finished = subprocess.run(
-        [sys.executable, *launcher, script, *SHORT, "--out", str(out), *arguments],
+        [sys.executable, *launcher, str(script), *SHORT, "--out", str(out), *arguments],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
@@ -298,12 +309,12 @@ def test_two_processes_under_autocast(result_of, tmp_path):
     assert alone["processes"] == 1
 
 
-@pytest.mark.thorough
+@each_compiler
 @needs("sklearn")
 @needs("timm")
-def test_two_processes_compiled_by_inductor(tmp_path, plain_losses):
+def test_two_processes_compiled(tmp_path, plain_losses, script):
     _, result, log = in_two_processes(
-        tmp_path, *SPLITTABLE, "--compile", TORCH_LOGS="graph_code,graph_breaks"
+        tmp_path, *SPLITTABLE, "--compile", script=script, TORCH_LOGS="graph_code,graph_breaks"
     )
     assert_sound(result)
     for run in result["runs"].values():
@@ -313,12 +324,13 @@ def test_two_processes_compiled_by_inductor(tmp_path, plain_losses):
     assert "Graph break" not in log
 
 
-@pytest.mark.thorough
+@each_compiler
 @needs("sklearn")
 @needs("timm")
-def test_two_processes_of_fused_blocks_compiled_under_autocast(tmp_path):
+def test_two_processes_of_fused_blocks_compiled_under_autocast(tmp_path, script):
     stdout, result, _ = in_two_processes(
-        tmp_path, *TWO_BLOCKS, "--fuse", "--compile", "--amp", "bf16", "--channels-last"
+        tmp_path, *TWO_BLOCKS, "--fuse", "--compile", "--amp", "bf16", "--channels-last",
+        script=script,
     )
     assert stdout.count("2 SE modules fused, 0 left") == 1
     for run in result["runs"].values():

@@ -31,7 +31,6 @@ TIMM = {
     "ghostnet_050": 7,
     "ese_vovnet19b_dw": 4,
     "hgnet_tiny": 5,
-    "tresnet_m": 18,
     "repvit_m0_9": 10,
     "mixnet_s": 13,
     "fbnetv3_b": 18,
@@ -53,7 +52,6 @@ NETWORKS = {f"timm-{name}": (from_timm, name, count) for name, count in TIMM.ite
 NETWORKS |= {f"tv-{name}": (from_torchvision, name, n) for name, n in TORCHVISION.items()}
 NETWORKS |= {
     "smp-efficientnet-b0": (from_segmentation_models, "efficientnet-b0", 26),
-    "smp-se-resnet50": (from_segmentation_models, "se_resnet50", 26),
     "monai-2d": (from_monai, 2, 4),
     "monai-3d": (from_monai, 3, 4),
     "hf-efficientnet": (from_transformers, "efficientnet", 10),
