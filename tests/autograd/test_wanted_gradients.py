@@ -4,6 +4,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from pairwise import each_pair
 from reference import Inputs, check, results
 from shapes import DENSE, DTYPES, EMPTY, LAYOUTS, REDUCED, make_inputs
 from wanted_gradients import BLOCK, backward, gradients, leaves
@@ -53,9 +54,7 @@ def of_a_frozen_map(inputs: Inputs) -> dict[str, torch.Tensor]:
     return gradients(tensors)
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("biases", [True, False], ids=["biases", "no-biases"])
+@each_pair(dtype=DTYPES, layout=LAYOUTS.keys(), biases={"biases": True, "no-biases": False})
 def test_frozen_map(place, dtype, layout, biases):
     inputs = make_inputs((3, 20, 5, 7), 4, place.device, dtype, layout=layout, biases=biases)
     check(of_a_frozen_map(inputs), inputs)

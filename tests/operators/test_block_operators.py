@@ -3,6 +3,7 @@
 import pytest
 import torch
 from block_operators import OPERATORS, SIGNATURES, call, check_fakes, within_nan
+from pairwise import each_pair
 from reference import Inputs, check
 from shapes import DENSE, DTYPES, LAYOUT_CASES, LAYOUTS, REDUCED, SHAPES, make_inputs
 
@@ -10,14 +11,14 @@ from se_fused import ops
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
-
+# Each backend meets each pair of an operator and a dtype, layout, shape …: a fault of a kernel lies
+# in one of these or in two together, as each has a path of its own in the code.
 LIKE_X = ("y", "dx", "dy_times_g", "dx_max")
-
-CHANNELS_LAST_SHAPES = {name: case for name, case in SHAPES.items() if len(case[0]) > 3}
+FP32_AND_BF16 = {name: DTYPES[name] for name in ("fp32", "bf16")}
+BIASES = {"biases": True, "no-biases": False}
+OFFSETS = {"aligned": 64, "unaligned": 3}
 
 each_operator = pytest.mark.parametrize("operator", OPERATORS)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-each_layout = pytest.mark.parametrize("case", LAYOUT_CASES.values(), ids=LAYOUT_CASES)
 
 
 def run_and_check(operator: str, inputs: Inputs):
@@ -36,9 +37,7 @@ def run_and_check(operator: str, inputs: Inputs):
     return found
 
 
-@each_operator
-@each_dtype
-@each_layout
+@each_pair(operator=OPERATORS.keys(), dtype=DTYPES, case=LAYOUT_CASES)
 def test_values_in_every_layout(place, operator, dtype, case):
     layout, shape = case
     inputs = make_inputs(shape, 3, place.device, dtype, layout=layout)
@@ -53,17 +52,13 @@ def test_values_in_every_layout(place, operator, dtype, case):
             assert result.stride() == expected.stride()
 
 
-@each_operator
-@pytest.mark.parametrize("shape, hidden", SHAPES.values(), ids=SHAPES)
-def test_values_in_every_shape(place, operator, shape, hidden):
-    run_and_check(operator, make_inputs(shape, hidden, place.device))
-
-
-@each_operator
-@pytest.mark.parametrize("shape, hidden", CHANNELS_LAST_SHAPES.values(), ids=CHANNELS_LAST_SHAPES)
-def test_values_in_every_shape_channels_last_bf16(place, operator, shape, hidden):
-    inputs = make_inputs(shape, hidden, place.device, torch.bfloat16, layout="channels-last")
-    run_and_check(operator, inputs)
+@each_pair(
+    lambda row: row["layout"] == "channels-last" and len(row["case"][0]) < 4,
+    operator=OPERATORS.keys(), case=SHAPES, dtype=FP32_AND_BF16, layout=DENSE,
+)  # fmt: skip
+def test_values_in_every_shape(place, operator, case, dtype, layout):
+    shape, hidden = case
+    run_and_check(operator, make_inputs(shape, hidden, place.device, dtype, layout=layout))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -81,10 +76,10 @@ def test_large_map_has_the_values_of_its_samples(native_place, dtype, layout):
         torch.testing.assert_close(found, dx)
 
 
-@pytest.mark.parametrize("operator", ["squeeze_excite", "squeeze_excite_backward"])
-@pytest.mark.parametrize("dtype", REDUCED.values(), ids=REDUCED)
-@pytest.mark.parametrize("layout", DENSE)
-@pytest.mark.parametrize("biases", [True, False], ids=["biases", "no-biases"])
+@each_pair(
+    operator=("squeeze_excite", "squeeze_excite_backward"), dtype=REDUCED, layout=DENSE,
+    biases=BIASES,
+)  # fmt: skip
 def test_float32_weights_beside_16_bit_map(place, operator, dtype, layout, biases):
     run_and_check(
         operator,
@@ -93,14 +88,12 @@ def test_float32_weights_beside_16_bit_map(place, operator, dtype, layout, biase
     )
 
 
-@pytest.mark.parametrize(
-    "operator",
-    ["gate_gradient", "rescale_backward", "squeeze_excite_backward", "gate_gradient_max",
-     "rescale_backward_max"],
-)
-@pytest.mark.parametrize("x_layout", DENSE)
-@pytest.mark.parametrize("dy_layout", ["contiguous", "channels-last", "strided", "expanded",
-                                       "expanded-samples"])
+@each_pair(
+    operator=("gate_gradient", "rescale_backward", "squeeze_excite_backward", "gate_gradient_max",
+              "rescale_backward_max"),
+    x_layout=DENSE,
+    dy_layout=("contiguous", "channels-last", "strided", "expanded", "expanded-samples"),
+)  # fmt: skip
 def test_output_gradient_in_another_layout(place, operator, x_layout, dy_layout):
     inputs = make_inputs((3, 20, 5, 7), 3, place.device, layout=x_layout)
     if dy_layout == "expanded":
@@ -114,10 +107,7 @@ def test_output_gradient_in_another_layout(place, operator, x_layout, dy_layout)
         assert found[name].stride() == inputs.x.stride()
 
 
-@each_operator
-@each_dtype
-@pytest.mark.parametrize("layout", DENSE)
-@pytest.mark.parametrize("offset", [64, 3], ids=["aligned", "unaligned"])
+@each_pair(operator=OPERATORS.keys(), dtype=DTYPES, layout=DENSE, offset=OFFSETS)
 def test_nothing_around_the_inputs_is_read_or_written(place, operator, dtype, layout, offset):
     inputs = make_inputs((2, 17, 7, 7), 3, place.device, dtype, layout=layout)
     arguments = OPERATORS[operator][0](inputs)
@@ -144,21 +134,18 @@ def test_results_repeat_bitwise(place, operator, layout):
             assert torch.equal(result, first[name]), name
 
 
-each_signature = pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
 
 
-@each_operator
-@each_signature
-@pytest.mark.parametrize("device", ["meta", "fake-cuda", "fake-cpu"])
-@pytest.mark.parametrize("namespace", [torch.ops.se_fused, ops], ids=["operator", "as-functional"])
+@each_pair(
+    operator=OPERATORS.keys(), signature=SIGNATURES, device=("meta", "fake-cuda", "fake-cpu"),
+    namespace={"operator": torch.ops.se_fused, "as-functional": ops},
+)  # fmt: skip
 def test_fake_results_agree_with_real_ones(place, operator, signature, device, namespace):
     arguments = OPERATORS[operator][0](make_inputs(hidden=3, device=place.device, **signature))
     check_fakes(call, operator, arguments, device, namespace)
 
 
-@each_operator
-@pytest.mark.parametrize("biases", [True, False], ids=["biases", "no-biases"])
-@pytest.mark.parametrize("layout", DENSE)
+@each_pair(operator=OPERATORS.keys(), biases=BIASES, layout=DENSE)
 def test_opcheck(place, operator, layout, biases):
     inputs = make_inputs((2, 5, 3, 4), 3, place.device, layout=layout, biases=biases)
     # opcheck compares two calls exactly; NaN-filled scratch would be compared as well.

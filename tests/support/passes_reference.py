@@ -1,14 +1,15 @@
 """The passes of a block with BatchNorm, residual and ReLU: inputs, oracle and rule.
 
-Plain PyTorch, written without se_fused. The rule is that of ``reference.py``; arithmetic is
-promised in acc, so what is laid out like x is judged against plain PyTorch in acc, rounded once.
+Plain PyTorch, written without se_fused. The rule is that of ``rounding.py``.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from reference import ACTS, assert_no_worse, error, per_channel, spatial_mean
+from formulas import act, act_slope, exact, flat
+from reference import ACTS, per_channel, spatial_mean
+from rounding import acc_dtype, assert_right
 from shapes import LAYOUTS
 from torch import Tensor
 
@@ -164,33 +165,43 @@ def _spatial_sum(t: Tensor) -> Tensor:
     return t.flatten(2).sum(2) if t.dim() > 2 else t
 
 
+def error_scales(inputs: NormInputs) -> dict[str, Tensor]:
+    """Of ``results`` in float64, maps as [N, C, M]."""
+    eps = torch.finfo(acc_dtype(inputs.x.dtype)).eps
+    x, dy = flat(inputs.x), flat(inputs.dy)
+    g, share = exact(inputs.g)[..., None], exact(inputs.share)[..., None]
+    centered = u = x
+    if inputs.center is not None:
+        center, scale, shift = (exact(t)[:, None] for t in inputs.norm)
+        centered = x - center
+        u = centered * scale + shift
+    v, d = act(inputs.act, u, eps), act_slope(inputs.act, u, eps)
+    p = v * g
+    if inputs.residual is not None:
+        p = p + flat(inputs.residual)
+    q = dy if inputs.mask is None else dy * flat(unpack(inputs.mask, inputs.x))
+    terms = [q * d, q * d * centered]
+    if inputs.act != "identity":
+        terms += [q * v, d, d * centered]
+    dx = (q * g + share) * d
+    if inputs.center is not None:
+        dx = dx * scale
+    if inputs.slope is not None:
+        dx = dx + centered * exact(inputs.slope)[:, None] + exact(inputs.offset)[:, None]
+    mean = x.mean(2)
+    apart = x - mean[..., None]
+    found = {"mean": mean, "m2": (apart * apart).sum(2), "z": v.mean(2), "y": p, "dx": dx, "dr": q}
+    found = {name: rounded.scale for name, rounded in found.items()}
+    return found | {"sums": torch.stack([term.sum(2).scale for term in terms])}
+
+
 def check(found: dict[str, Tensor], inputs: NormInputs):
     """Judges results, by their names in ``results``; the mask by y."""
-    exact = results(inputs, torch.float64)
-    errors = eager_errors(inputs, exact)
+    expected, scales = results(inputs, torch.float64), error_scales(inputs)
     for name, result in found.items():
         if name != "mask":
-            assert_no_worse(name, result, exact[name], errors[name])
+            assert_right(name, result, expected[name], scales[name], acc_dtype(inputs.x.dtype))
         elif inputs.relu:
             assert torch.equal(unpack(result, inputs.x), ~(found["y"] <= 0)), "mask"
         else:
             assert result.numel() == 0
-
-
-def eager_errors(inputs: NormInputs, exact: dict[str, Tensor]) -> dict[str, float]:
-    dtype = inputs.x.dtype
-    if dtype != torch.float64:
-        eager = results(inputs, torch.float32)
-        eager |= {name: eager[name].to(dtype) for name in LIKE_X}
-        return {name: error(eager[name], exact[name]) for name in exact}
-    # As in reference.py: float32's errors, smaller by the ratio of the two eps.
-    narrow = inputs._replace(
-        **{
-            name: t.float()
-            for name, t in inputs._asdict().items()
-            if isinstance(t, Tensor) and name != "mask"
-        }
-    )
-    ratio = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-    wide, eager = results(narrow, torch.float64), results(narrow, torch.float32)
-    return {name: ratio * error(eager[name], wide[name]) for name in wide}

@@ -1,19 +1,17 @@
-"""The end of a residual block, BatchNorm to ReLU: inputs, oracle and rule of ``reference.py``.
+"""The end of a residual block, BatchNorm to ReLU: inputs, oracle and the rule of ``rounding.py``.
 
 Plain PyTorch, written without se_fused. In a ReLU at the end no result decides by rounding whether
 a gradient passes: |p|, its input, is at least ``MARGIN``.
-
-Eager's error is the largest of a few nearby inputs, as sums of few values may come out exact by
-chance; in float32 of F.batch_norm and of its formula written out, as on the CPU F.batch_norm sums
-float32 in float64.
 """
 
 from functools import partial
 from typing import NamedTuple
 
+import formulas
 import torch
 import torch.nn.functional as F
-from reference import ACTS, assert_no_worse, block, error, per_channel, spatial_mean
+from reference import ACTS, block
+from rounding import acc_dtype, assert_right
 from shapes import LAYOUTS
 from torch import Tensor
 
@@ -167,44 +165,31 @@ def per_map(t: Tensor, shape) -> Tensor:
     return t.reshape(t.shape + (1,) * (len(shape) - 2))
 
 
-def check(found: dict[str, Tensor], inputs: TailInputs, other: TailInputs | None = None):
-    """Judges results, by their names in ``results``. Where other inputs are given, what they change
-    in the exact results is added to eager's errors."""
-    exact = exactly(inputs)
-    assert found.keys() == exact.keys()
-    change = {name: error(t, exact[name]) for name, t in exactly(other or inputs).items()}
-    for dtype in {t.dtype for t in found.values()}:
-        errors = eager_errors(inputs, dtype)
-        for name, result in found.items():
-            if result.dtype == dtype:
-                assert_no_worse(name, result, exact[name], errors[name] + change[name])
-
-
-def with_means_moved(inputs: TailInputs) -> TailInputs:
-    """By about an ulp of each plane's mean in the dtype that it is kept in."""
-    wide = inputs.x.double()
-    means = spatial_mean(wide)
-    ulp = torch.finfo(torch.promote_types(inputs.x.dtype, torch.float32)).eps * means
-    return inputs._replace(x=wide + per_channel(ulp * torch.randn_like(ulp), wide))
-
-
 def exactly(inputs: TailInputs) -> dict[str, Tensor]:
     return results(inputs, torch.float64, plain_written_out)
 
 
-def eager_errors(inputs: TailInputs, dtype: torch.dtype) -> dict[str, float]:
-    if dtype == torch.float64:  # as in reference.py: float32's, smaller by the ratio of the two eps
-        narrow = inputs._replace(**{
-            name: t.float() for name, t in inputs._asdict().items() if isinstance(t, Tensor)
-        })
-        ratio = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-        return {name: ratio * error for name, error in eager_errors(narrow, torch.float32).items()}
-    functions = (plain, plain_written_out) if dtype == torch.float32 else (plain,)
-    largest = {}
-    for trial in range(8):
-        nearby = inputs._replace(x=inputs.x * (1 + trial / 64))
-        exact = exactly(nearby)
-        for function in functions:
-            for name, t in results(nearby, dtype, function).items():
-                largest[name] = max(largest.get(name, 0), error(t, exact[name]))
-    return largest
+def error_scales(inputs: TailInputs) -> dict[str, Tensor]:
+    """Of ``results`` in float64, in the shapes of ``formulas``."""
+    norm = None
+    if inputs.norm:
+        running = inputs.running_mean, inputs.running_var
+        affine = inputs.weight, inputs.bias
+        norm = formulas.Norm(*affine, *running, inputs.training, MOMENTUM, EPS)
+    weights = inputs.w1, inputs.b1, inputs.w2, inputs.b2
+    found = formulas.block(
+        inputs.x, *weights, inputs.act, inputs.gate, inputs.dy, norm=norm, residual=inputs.residual,
+        eps=torch.finfo(acc_dtype(inputs.x.dtype)).eps, norm_act=inputs.norm_act,
+        relu=inputs.post_act == "relu",
+    )  # fmt: skip
+    return {name: rounded.scale for name, rounded in found.items() if rounded is not None}
+
+
+def check(found: dict[str, Tensor], inputs: TailInputs):
+    """Judges results, by their names in ``results``."""
+    expected, scales = exactly(inputs), error_scales(inputs)
+    assert found.keys() == expected.keys()
+    for name, result in found.items():
+        # Running statistics are updated in their own dtype.
+        acc = result.dtype if name in RUNNING else acc_dtype(inputs.x.dtype)
+        assert_right(name, result, expected[name], scales[name], acc)
