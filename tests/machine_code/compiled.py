@@ -2,6 +2,7 @@
 
     python tests/machine_code/compiled.py                       the test suite's selection, a table
     python tests/machine_code/compiled.py --all                 every case and dtype, every target
+    python tests/machine_code/compiled.py --cover               of those what covers each by itself
     python tests/machine_code/compiled.py sm_90 --dtypes bf16   a part; --json: one row a line
 
 One number of warps a kernel, the plan's; with SE_FUSED_AUTOTUNE=1 all that the autotuner tries.
@@ -21,7 +22,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from itertools import product
 from multiprocessing import get_context
 from statistics import median
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from unittest.mock import patch
 
 import torch
 import triton
-from compiled_cases import CASES, DTYPES, EVERYDAY, TARGETS, operations
+from compiled_cases import CASES, DTYPES, EVERYDAY, TARGETS, covering, everything, operations
 from machine_code import exact_lines, machine_code
 from rules import problems
 from triton.backends.compiler import GPUTarget
@@ -61,16 +61,8 @@ class Row(NamedTuple):
     unseen: list[str]  # feature maps without an access
 
 
-def rows(targets, dtypes, cases) -> Iterator[Row]:
-    """Every kernel that the operations launch, once each."""
-    for target in targets:
-        for dtype in dtypes:
-            for name in cases:
-                if dtype in CASES[name].dtypes:
-                    yield from _rows(target, dtype, name)
-
-
-def _rows(target: str, dtype: str, name: str) -> Iterator[Row]:
+def rows(target: str, dtype: str, name: str) -> Iterator[Row]:
+    """Every kernel that the operations launch on a case, once each."""
     case, seen = CASES[name], set()
     for operation, call in operations(case, DTYPES[dtype]):
         with compiling(target) as launches:
@@ -191,6 +183,7 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES)
     parser.add_argument("--cases", nargs="+", choices=CASES)
     parser.add_argument("--all", action="store_true", help="where nothing else is said: all of it")
+    parser.add_argument("--cover", action="store_true", help="a part in which all of it occurs")
     parser.add_argument("--json", action="store_true", help="rows alone, one a line, not judged")
     parser.add_argument("--jobs", type=int, default=1, help="processes, 1 if not given")
     options = parser.parse_args()
@@ -198,11 +191,14 @@ def main() -> int:
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile: unset it")
     if unknown := set(options.targets) - set(TARGETS):
         parser.error(f"unknown target {', '.join(sorted(unknown))}; known are {', '.join(TARGETS)}")
-    everything = {"targets": list(TARGETS), "dtypes": list(DTYPES), "cases": list(CASES)}
-    default = everything if options.all else EVERYDAY
-    selection = [getattr(options, name) or default[name] for name in default]
+    if options.all or options.cover or options.targets or options.dtypes or options.cases:
+        choose = covering if options.cover else everything
+        known = {"targets": TARGETS, "dtypes": DTYPES, "cases": CASES}
+        parts = choose(*(getattr(options, name) or list(known[name]) for name in known))
+    else:
+        parts = EVERYDAY
     os.environ.setdefault("SE_FUSED_AUTOTUNE", "0")
-    found = rows(*selection) if options.jobs == 1 else _in_processes(options.jobs, *selection)
+    found = _in_processes(options.jobs, parts)
     if not options.json:
         return report(list(found))
     for row in found:
@@ -210,15 +206,17 @@ def main() -> int:
     return 0
 
 
-def _in_processes(jobs: int, *selection) -> Iterator[Row]:
+def _in_processes(jobs: int, parts) -> Iterator[Row]:
+    if jobs == 1:
+        yield from (row for part in parts for row in rows(*part))
+        return
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        parts = zip(*product(*([[value] for value in values] for values in selection)))
-        for found in pool.map(_listed, *parts):
+        for found in pool.map(_listed, *zip(*parts)):
             yield from found
 
 
-def _listed(*selection) -> list[Row]:
-    return list(rows(*selection))
+def _listed(*part) -> list[Row]:
+    return list(rows(*part))
 
 
 # Kernels that break a rule in a version of Triton and keep it in another: reported, and counted

@@ -1,6 +1,7 @@
 """What ``compiled.py`` compiles: targets, cases, and what runs the kernels on a case."""
 
 import sys
+from itertools import cycle, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,11 +60,43 @@ CASES = {
         (2700, 256, 56, 56), True, 16, None, dtypes=("bf16",), norm="silu"
     ),
 }
-EVERYDAY = {  # the selection of the test suite
-    "targets": ["sm_90", "gfx942"],
-    "dtypes": ["fp32", "bf16"],
-    "cases": list(CASES)[:4],
-}
+# (target, dtype, case) of the test suite: every kernel for NVIDIA and for AMD, in every layout;
+# and of its thorough tests.
+EVERYDAY = [
+    ("sm_90", "bf16", "channels-last-56x56"),
+    ("sm_90", "fp32", "contiguous-7x7"),
+    ("gfx942", "fp32", "channels-last-56x56"),
+]
+THOROUGH = [
+    ("sm_90", "fp32", "contiguous-56x56"),
+    ("sm_90", "bf16", "contiguous-14x14"),
+    ("gfx942", "bf16", "contiguous-56x56"),
+    ("gfx942", "bf16", "contiguous-7x7"),
+]
+# The case that launches every kernel, and two that launch most in the other layouts.
+EVERY_KERNEL, OTHER_LAYOUTS = "channels-last-56x56", ("contiguous-56x56", "contiguous-7x7")
+
+
+def everything(targets, dtypes, cases) -> list[tuple[str, str, str]]:
+    """(target, dtype, case) of every combination that exists."""
+    return [part for part in product(targets, dtypes, cases) if part[1] in CASES[part[2]].dtypes]
+
+
+def covering(targets, dtypes, cases) -> list[tuple[str, str, str]]:
+    """Every kernel for each target and in each dtype, most in the other layouts too, and each case
+    once. Whatever else two of them could break together is left to ``everything``."""
+    found, layouts = [], cycle([case for case in OTHER_LAYOUTS if case in cases])
+    for at, target in enumerate(targets):
+        if EVERY_KERNEL in cases:
+            found.append((target, dtypes[at % len(dtypes)], EVERY_KERNEL))
+        if layout := next(layouts, None):
+            found.append((target, dtypes[(at + 1) % len(dtypes)], layout))
+    others = [case for case in cases if case != EVERY_KERNEL and case not in OTHER_LAYOUTS]
+    for at, case in enumerate(others):
+        existing = [dtype for dtype in dtypes if dtype in CASES[case].dtypes]
+        if existing:
+            found.append((targets[at % len(targets)], existing[at % len(existing)], case))
+    return found
 
 
 def operations(case: Case, dtype: torch.dtype):

@@ -54,7 +54,8 @@ def _nvidia(kernel) -> MachineCode:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = _output(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
-        listing = _output(knobs.nvidia.nvdisasm.path, "-gi", "-c", file.name)
+        # Without its analysis of the data flow, of which the listing shows nothing.
+        listing = _output(knobs.nvidia.nvdisasm.path, "-gi", "-c", "-ndf", file.name)
     [(registers, stack, local)] = re.findall(r"REG:(\d+) STACK:(\d+).* LOCAL:(\d+)", usage)
     accesses, spills, labels, loops, chain, last = Counter(), [], {}, [], (), ""
     for number, line in enumerate(listing.splitlines()):

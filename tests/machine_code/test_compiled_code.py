@@ -2,23 +2,27 @@
 
 The compiling and the reading of the code are in ``compiled.py`` and ``machine_code.py``, the rules
 in ``rules.py``. ``python tests/machine_code/compiled.py --all`` holds all kernels to them, the
-tests a selection.
+tests a selection: one process for each target, whose rows the processes of the tests share.
 """
 
 import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from filelock import FileLock
 
 import se_fused
 from se_fused import plan
 
 WHY = "triton is not installed, there are no kernels to compile; eager and cpp are tested"
 compiled = pytest.importorskip("compiled", reason=WHY)
+cases = pytest.importorskip("compiled_cases", reason=WHY)
 triton = pytest.importorskip("triton", reason=WHY)
 tl = pytest.importorskip("triton.language", reason=WHY)
 problems = pytest.importorskip("rules", reason=WHY).problems
@@ -35,16 +39,30 @@ def fresh_process(*arguments):
         [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr
-    return done
+    return done.stdout
 
 
-def compile_in_a_fresh_process(script: str, *arguments) -> list:
-    """The rows that a script prints."""
-    done = fresh_process(str(HERE / script), *arguments)
-    return [compiled.Row(**json.loads(line)) for line in done.stdout.splitlines()]
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory):
+    """The rows that this file prints as a script: of a selection, for a target."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    @cache
+    def compile_once(selection: str, target: str) -> list:
+        kept = folder / f"{selection}-{target}.jsonl"
+        with FileLock(f"{kept}.lock"):
+            if not kept.exists():
+                script = str(HERE / "test_compiled_code.py")
+                kept.write_text(fresh_process(script, selection, target))
+        return [compiled.Row(**json.loads(line)) for line in kept.read_text().splitlines()]
+
+    return compile_once
 
 
-EVERYDAY = compiled.EVERYDAY
+SELECTIONS = {"everyday": cases.EVERYDAY, "thorough": cases.THOROUGH}
+thorough = pytest.mark.thorough
 # (operation, kernel): what is new in each operation, in this order.
 KERNELS = [
     ("squeeze_excite inside", "squeeze_kernel"),
@@ -67,20 +85,21 @@ NORM_KERNELS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def everyday():
-    return compile_in_a_fresh_process("compiled.py", "--json")
-
-
-@pytest.mark.parametrize("case", EVERYDAY["cases"])
-@pytest.mark.parametrize("dtype", EVERYDAY["dtypes"])
-@pytest.mark.parametrize("target", EVERYDAY["targets"])
-def test_machine_code(everyday, target, dtype, case):
-    rows = [row for row in everyday if row[:3] == (target, dtype, case)]
-    expected = KERNELS + (MAX_KERNELS if compiled.CASES[case].maximum else [])
-    expected += NORM_KERNELS if compiled.CASES[case].norm else []
-    assert [(row.operation, row.kernel) for row in rows] == expected
-    broken = [row for row in rows if problems(row)]
+@pytest.mark.parametrize(
+    "selection, part",
+    [
+        pytest.param(name, part, id="-".join(part), marks=[thorough] * (name == "thorough"))
+        for name, parts in SELECTIONS.items()
+        for part in parts
+    ],
+)
+def test_machine_code(rows, selection, part):
+    found = [row for row in rows(selection, part[0]) if row[:3] == part]
+    found = [row for row in found if row.operation not in FAULTS]
+    case = compiled.CASES[part[2]]
+    expected = KERNELS + (MAX_KERNELS if case.maximum else []) + (NORM_KERNELS if case.norm else [])
+    assert [(row.operation, row.kernel) for row in found] == expected
+    broken = [row for row in found if problems(row)]
     assert not broken, "\n".join([compiled.table(broken), *map(str, map(problems, broken))])
 
 
@@ -119,7 +138,7 @@ FAULTS = {
 
 
 def planted(target: str):
-    """Rows of the faults, float32."""
+    """Rows of the faults in kernels of their own, float32."""
     gpu, _ = compiled.TARGETS[target]
     # As many elements a thread as it may have registers.
     size = gpu.warp_size * {"cuda": 256, "hip": 512}[gpu.backend]
@@ -130,39 +149,52 @@ def planted(target: str):
         spilling_kernel[(1,)](x, y, 7, SIZE=size, num_warps=1)
     for launch in launches:
         yield compiled.row(launch, x.shape, target, "fp32", "contiguous-7x7", launch.kernel)
-    plan.ACCESS_BYTES = 1
-    for row in compiled.rows([target], ["fp32"], ["contiguous-7x7"]):
-        yield row._replace(operation=ROWS)
 
 
-@pytest.fixture(scope="module")
-def faults():
-    return compile_in_a_fresh_process("test_compiled_code.py", *EVERYDAY["targets"])
+def in_row_tiles(target: str):
+    """Rows of the fault in the package's own kernels."""
+    name = "contiguous-7x7"
+    of_the_block = compiled.CASES[name]._replace(norm=None)
+    plan.plan.cache_clear()
+    with patch.object(plan, "ACCESS_BYTES", 1), patch.dict(compiled.CASES, {name: of_the_block}):
+        for row in compiled.rows(target, "fp32", name):
+            yield row._replace(operation=ROWS)
+    plan.plan.cache_clear()
 
 
-@pytest.mark.parametrize("target", EVERYDAY["targets"])
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_are_found(faults, fault, target):
-    rows = [row for row in faults if (row.operation, row.target) == (fault, target)]
-    assert rows
-    for row in rows:
+# (selection, target, faults): one that both kinds of machine code show is enough for make test.
+PLANTED = [
+    ("everyday", "sm_90", list(FAULTS)),
+    ("everyday", "gfx942", [fault for fault in FAULTS if fault != ROWS]),
+    ("thorough", "gfx942", [ROWS]),
+]
+
+
+@pytest.mark.parametrize(
+    "selection, target, fault",
+    [
+        pytest.param(name, target, fault, marks=[thorough] * (name == "thorough"))
+        for name, target, faults in PLANTED
+        for fault in faults
+    ],
+)
+def test_planted_faults_are_found(rows, selection, target, fault):
+    found = [row for row in rows(selection, target) if row.operation == fault]
+    assert found
+    for row in found:
         assert any(FAULTS[fault] in problem for problem in problems(row)), problems(row)
 
 
-def test_flat_tiles_take_a_quarter_of_the_accesses(everyday, faults, target="sm_90"):
+def test_flat_tiles_take_a_quarter_of_the_accesses(rows, target="sm_90"):
     """Of a row tile of the same planes, in float32. (For AMD, loops are unrolled unlike one
     another; the width of the accesses, in ``test_machine_code``, says as much.)"""
 
-    def instructions(rows):
-        return [sum(sum(widths.values()) for widths in row.map.values()) for row in rows]
+    def instructions(found):
+        return [sum(sum(widths.values()) for widths in row.map.values()) for row in found]
 
-    def without_norm(rows):
-        others = {kernel for _, kernel in MAX_KERNELS + NORM_KERNELS}
-        return [row for row in rows if row.kernel not in others]
-
-    flat = [row for row in everyday if row[:3] == (target, "fp32", "contiguous-7x7")]
-    by_row = [row for row in faults if (row.operation, row.target) == (ROWS, target)]
-    flat, by_row = without_norm(flat), without_norm(by_row)
+    found = [row for row in rows("everyday", target) if row[1:3] == ("fp32", "contiguous-7x7")]
+    flat = [row for row in found if (row.operation, row.kernel) in KERNELS]
+    by_row = [row for row in found if row.operation == ROWS]
     assert [row.kernel for row in flat] == [row.kernel for row in by_row]
     for few, many in zip(instructions(flat), instructions(by_row)):
         assert few <= many / 4
@@ -188,8 +220,7 @@ BATCHES = [1, 2, 3, 4, 5, 7, 8, 11, 12, 16, 19, 24, 31, 32, 33, 48, 57, 63, 64, 
 def test_other_batch_sizes_compile_nothing():
     code = "import json, test_compiled_code as t\n" \
         "print(*(json.dumps(found) for found in t.launches_of_batches('sm_90')), sep='\\n')"
-    done = fresh_process("-c", code)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    found = [json.loads(line) for line in fresh_process("-c", code).splitlines()]
     assert sorted({batch for batch, _, _ in found}) == BATCHES
     codes = {(kernel, code) for _, kernel, code in found}
     assert sorted(kernel for kernel, _ in codes) == [
@@ -197,7 +228,16 @@ def test_other_batch_sizes_compile_nothing():
     ]  # fmt: skip
 
 
+def main(selection: str, target: str):
+    for part in SELECTIONS[selection]:
+        if part[0] == target:
+            yield from compiled.rows(*part)
+    for name, of, faults in PLANTED:
+        if (name, of) == (selection, target):
+            yield from planted(target) if set(faults) - {ROWS} else ()
+            yield from in_row_tiles(target) if ROWS in faults else ()
+
+
 if __name__ == "__main__":
-    for _target in sys.argv[1:]:
-        for _row in planted(_target):
-            print(json.dumps(_row._asdict()))
+    for _row in main(*sys.argv[1:]):
+        print(json.dumps(_row._asdict()))
