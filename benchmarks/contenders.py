@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from maps import Map
-from torch import Tensor, nn
+from torch import nn
+from verification import copy_weights
 
 from se_fused import FusedSE
 
@@ -82,29 +83,3 @@ def pair(name: str, map: Map, dtype: torch.dtype, device) -> tuple[nn.Module, nn
         torch._dynamo.reset()
         theirs = torch.compile(theirs, fullgraph=True, dynamic=False)
     return theirs, ours
-
-
-def copy_weights(target: nn.Module, source: nn.Module):
-    with torch.no_grad():
-        for ours, theirs in zip(target.parameters(), source.parameters(), strict=True):
-            ours.copy_(theirs.view(ours.shape))
-
-
-def verify(block, exact_block, x: Tensor, dy: Tensor, *residual: Tensor, limit: float = 0):
-    """Result and all gradients against another block in float64: no time of a wrong result."""
-    exact_block = exact_block.to(x.device).double()
-    copy_weights(exact_block, block)
-    exact_inputs = [t.detach().double().requires_grad_() for t in (x, *residual)]
-    exact = gradients(exact_block, dy.double(), *exact_inputs)
-    for found, wanted in zip(gradients(block, dy, x, *residual), exact, strict=True):
-        wanted = wanted.view(found.shape)
-        error = (found.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30)
-        # A sum over samples in x's dtype is one of many roundings, as eager's is.
-        if not error <= max(64 * torch.finfo(x.dtype).eps, limit):
-            shape = tuple(x.shape)
-            raise AssertionError(f"{type(block).__name__} {shape} {x.dtype}: error {error:.1e}")
-
-
-def gradients(block: nn.Module, dy: Tensor, *inputs: Tensor) -> list[Tensor]:
-    y = block(*inputs)
-    return [y.detach(), *torch.autograd.grad(y, [*inputs, *block.parameters()], dy)]

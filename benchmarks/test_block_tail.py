@@ -15,11 +15,11 @@ import math
 import maps
 import pytest
 import torch
-from contenders import copy_weights, verify
 from inputs import DTYPES, LAYOUTS, Inputs
 from tails import MBCONV, RESIDUAL
 from timing import beside, quartiles
 from torch import Tensor, nn
+from verification import Exact, copy_weights
 
 from se_fused import backend
 
@@ -53,14 +53,19 @@ def test_tail(benchmark, device, fused_backend, request, tail, map, dtype, layou
     if request.config.getoption("--full"):
         blocks |= compiled(blocks)
     x, dy, *residual = inputs.first
-    # PyTorch's BatchNorm adds up a batch in channels_last in float32; the fused one may not.
+    # PyTorch's BatchNorm adds up a batch in channels_last in one run; the fused one may not.
     added = x.numel() // x.shape[1]
-    limits = dict.fromkeys(blocks, 4 * added**0.5 * torch.finfo(torch.float32).eps) | {"fused": 0}
     with backend(fused_backend):
-        for name, block in blocks.items():
-            exact = copy.deepcopy(blocks["without SE" if "without SE" in name else "eager"])
-            decided = without_close_calls(exact, x, dy, *residual)
-            verify(block, exact, x, decided, *residual, limit=limits[name])
+        for kind in ("eager", "without SE"):
+            decided = without_close_calls(blocks[kind], x, dy, *residual)
+            exact = Exact(copy.deepcopy(blocks[kind]), blocks[kind], x, decided, *residual)
+            for name, block in blocks.items():
+                if ("without SE" in name) != (kind == "without SE"):
+                    continue
+                if name == "fused":
+                    exact.judge(block)
+                else:
+                    exact.judge(block, arithmetic=x.dtype, longer=max(1, added**0.5 / 10))
         calls = {name: inputs.caller(block, "forward+backward") for name, block in blocks.items()}
         times = beside(benchmark, calls, "fused", SECONDS, device)
     benchmark.extra_info.update(

@@ -20,6 +20,7 @@ import torch
 import traffic
 from inputs import DTYPES, Inputs
 from selection import kept
+from verification import Exact
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = {
@@ -91,19 +92,21 @@ def test_contenders_are_verified(name):
         theirs, ours = contenders.pair(name, map, torch.float32, "cpu")
     except ImportError:
         pytest.skip(f"{name} is not installed; functional needs no library")
+    exact = Exact(contenders.functional(map), ours, x, dy)
     for block_ in (theirs, ours):
-        contenders.verify(block_, contenders.functional(map), x, dy)
+        exact.judge(block_)
     torch.testing.assert_close(theirs(x), ours(x))
 
 
 def test_wrong_result_is_not_timed():
     map, x, dy = small_case()
-    exact = contenders.functional(map)
+    plain = contenders.functional(map)
+    exact = Exact(contenders.functional(map), plain, x, dy)
     for wrong in (lambda y: y + 1e-3, lambda y: y.detach() * y):
-        block_ = contenders.functional(map)
+        block_ = copy.deepcopy(plain)
         block_.register_forward_hook(lambda module, args, y, wrong=wrong: wrong(y))
         with pytest.raises(AssertionError, match=r"FunctionalSE \(2, 16, 5, 5\) .*: error"):
-            contenders.verify(block_, exact, x, dy)
+            exact.judge(block_)
 
 
 TAILS = {f"{tail.name}-{dtype}": (tail, dtype) for tail in test_block_tail.MAPS
@@ -122,20 +125,21 @@ def test_sides_of_the_end_of_a_block_are_verified(tail, dtype):
     blocks, x, dy, *residual = small_tail(tail, dtype)
     assert list(blocks) == ["eager", "without SE", "swapped", "fused"]
     for name, block_ in blocks.items():
-        exact = copy.deepcopy(blocks["without SE" if name == "without SE" else "eager"])
-        decided = test_block_tail.without_close_calls(exact, x, dy, *residual)
-        contenders.verify(block_, exact, x, decided, *residual)
+        plain = blocks["without SE" if name == "without SE" else "eager"]
+        decided = test_block_tail.without_close_calls(plain, x, dy, *residual)
+        exact = Exact(copy.deepcopy(plain), plain, x, decided, *residual)
+        exact.judge(block_, arithmetic=None if name == "fused" else x.dtype)
 
 
 def test_wrong_end_of_a_block_is_not_timed():
     blocks, x, dy, residual = small_tail(test_block_tail.RESIDUAL, "fp32")
     dy = test_block_tail.without_close_calls(blocks["eager"], x, dy, residual)
     assert 0 < dy.count_nonzero() <= dy.numel()
-    exact = copy.deepcopy(blocks["eager"])
+    exact = Exact(copy.deepcopy(blocks["eager"]), blocks["eager"], x, dy, residual)
     blocks["fused"].register_forward_hook(lambda module, args, y: y + 1e-3)
     for wrong in (blocks["fused"], blocks["without SE"]):
         with pytest.raises((AssertionError, ValueError)):
-            contenders.verify(wrong, exact, x, dy, residual)
+            exact.judge(wrong)
 
 
 def test_gradients_are_not_compared_where_rounding_decides_the_relu():
