@@ -60,6 +60,12 @@ TRITON = [place for place in PLACES if place.backend == "triton"]
 NATIVE = [place for place in PLACES if not place.interpreted]
 
 
+def pytest_report_header(config):
+    """Which of the CPU kernels these tests run: SE_FUSED_CPU_CAPABILITY chooses others."""
+    missing = ops.why_not("cpp", torch.device("cpu"))
+    return f"kernels of the cpp backend: {missing or ops.backends.load('cpp').cpu_capability()}"
+
+
 def _enter(place: Place):
     reason = ops.why_not(place.backend, torch.device(place.device))
     if reason:
