@@ -38,10 +38,10 @@ class Draw(NamedTuple):
 
 
 def shape_of(number: int, layout: str):
-    """Each twentieth draw has a map on which long sums are made."""
-    if number % 20 == 19:
+    """Each fiftieth draw has a map on which long sums are made."""
+    if number % 50 == 49:
         large = list(LARGE.values())
-        return large[number // 20 % len(large)]
+        return large[number // 50 % len(large)]
     shapes = list(SMALL.values()) if layout == "contiguous" else WITH_LAYOUT
     return shapes[number % len(shapes)]
 
