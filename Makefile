@@ -23,9 +23,11 @@ demo: .venv/ready
 test test-all: export SE_FUSED_REQUIRE ?= cpp,triton
 test test-all: export OMP_NUM_THREADS ?= 2
 test test-all: export OMP_WAIT_POLICY ?= passive
-test-all: MARKS := -m "not slow"
-test test-all: .venv/ready
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(MARKS)
+test test-all: PARALLEL := -n logical --maxprocesses 8 --dist worksteal
+test: .venv/ready
+	$(BIN)/python -m pytest $(PARALLEL)
+test-all: test
+	$(BIN)/python -m pytest $(PARALLEL) -m "thorough and not slow"
 
 # Blocks with a malloc that keeps freed memory: the kernels' speed. Networks as users run them.
 bench-full: ROWS := --full
