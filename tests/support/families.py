@@ -54,7 +54,7 @@ def _block(number, dtype, layout, device):
     shape, hidden = shape_of(number, layout)
     inputs = make_inputs(
         shape, hidden, device, dtype, layout=layout, act=turn(ACTS, number // 3),
-        gate=turn(GATES, number // 2), spread=turn((1.0, 2.0), number // 7),
+        gate=turn(GATES, number // 2), spread=turn((1.0, 4.0), number // 7),
     )  # fmt: skip
     eager = reference.results(inputs, acc_dtype(dtype))
     return inputs, eager, reference.results(inputs, torch.float64), reference.error_scales(inputs)
