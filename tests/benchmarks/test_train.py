@@ -252,54 +252,68 @@ def test_compiled(result_of, plain_losses, graphs):
 
 # Two processes, as torchrun starts them.
 
-SCRIPT = ROOT / "benchmarks" / "train.py"
-each_compiler = pytest.mark.parametrize(
-    "script",
-    [
-        pytest.param(
-            Path(__file__).with_name("train_without_inductor.py"), marks=pytest.mark.thorough
-        ),
-        pytest.param(SCRIPT, marks=pytest.mark.slow),
-    ],
-    ids=["aot_eager", "inductor"],
-)
+COMPILED = (*SPLITTABLE, "--compile")
+AUTOCAST = (*SPLITTABLE, "--amp", "bf16", "--channels-last")
+FUSED = (*TWO_BLOCKS, "--fuse", "--compile", "--amp", "bf16", "--channels-last")
 
 
-def in_two_processes(out, *arguments, script=SCRIPT, **environment):
-    """What the first process printed and wrote, and what both printed as errors."""
+def in_two_processes(script, *arguments, **environment):
+    """What the first process printed, and what both printed as errors."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     finished = subprocess.run(
-        [sys.executable, *launcher, str(script), *SHORT, "--out", str(out), *arguments],
+        [sys.executable, *launcher, str(script), *arguments],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert finished.returncode == 0, finished.stderr
+    return finished.stdout, finished.stderr
+
+
+def read(out) -> dict:
     result = json.loads((out / "train.json").read_text())
     assert result["processes"] == 2
-    return finished.stdout, result, finished.stderr
+    return result
+
+
+def run_of_two_processes(out, *arguments, **environment):
+    printed = in_two_processes(
+        ROOT / "benchmarks" / "train.py", *SHORT, "--out", str(out), *arguments, **environment
+    )
+    return read(out), *printed
 
 
 @needs("sklearn")
 @needs("timm")
 def test_two_processes_train_as_one(tmp_path, plain_losses):
-    stdout, result, _ = in_two_processes(tmp_path, *SPLITTABLE)
+    result, stdout, _ = run_of_two_processes(tmp_path, *SPLITTABLE)
     assert_sound(result)
     for run in result["runs"].values():
         assert run["losses"] == pytest.approx(plain_losses(8), rel=FLOAT32)
     assert stdout.count("inside the SE blocks") == 1
 
 
+@pytest.fixture(scope="module")
+def brief_runs(tmp_path_factory):
+    """Results by arguments, of one pair of processes, and what they printed."""
+    outs = {run: tmp_path_factory.mktemp("brief") for run in (COMPILED, AUTOCAST, FUSED)}
+    printed = in_two_processes(
+        Path(__file__).with_name("train_briefly.py"),
+        *(json.dumps([*SHORT, "--out", str(out), *run]) for run, out in outs.items()),
+        TORCH_LOGS="graph_code,graph_breaks",
+    )
+    return {run: read(out) for run, out in outs.items()}, *printed
+
+
 @pytest.mark.thorough
 @needs("sklearn")
 @needs("timm")
-def test_two_processes_under_autocast(result_of, tmp_path):
+def test_two_processes_under_autocast(result_of, brief_runs):
     """As one process that sees both halves of the batch, under autocast too."""
-    arguments = (*SPLITTABLE, "--amp", "bf16", "--channels-last")
-    _, alone = result_of(*arguments, "--batch-size", 8)
-    _, result, _ = in_two_processes(tmp_path / "two", *arguments)
+    _, alone = result_of(*AUTOCAST, "--batch-size", 8)
+    result = brief_runs[0][AUTOCAST]
     eps = torch.finfo(AMP_DTYPES["bf16"]).eps
     for name, run in result["runs"].items():
         assert all(map(math.isfinite, run["losses"]))
@@ -309,13 +323,7 @@ def test_two_processes_under_autocast(result_of, tmp_path):
     assert alone["processes"] == 1
 
 
-@each_compiler
-@needs("sklearn")
-@needs("timm")
-def test_two_processes_compiled(tmp_path, plain_losses, script):
-    _, result, log = in_two_processes(
-        tmp_path, *SPLITTABLE, "--compile", script=script, TORCH_LOGS="graph_code,graph_breaks"
-    )
+def assert_compiled_as_one_process(result, log, plain_losses):
     assert_sound(result)
     for run in result["runs"].values():
         assert run["losses"] == pytest.approx(plain_losses(8), rel=FLOAT32)
@@ -324,19 +332,46 @@ def test_two_processes_compiled(tmp_path, plain_losses, script):
     assert "Graph break" not in log
 
 
-@each_compiler
+@pytest.mark.thorough
 @needs("sklearn")
 @needs("timm")
-def test_two_processes_of_fused_blocks_compiled_under_autocast(tmp_path, script):
-    stdout, result, _ = in_two_processes(
-        tmp_path, *TWO_BLOCKS, "--fuse", "--compile", "--amp", "bf16", "--channels-last",
-        script=script,
+def test_two_processes_compiled(brief_runs, plain_losses):
+    results, _, log = brief_runs
+    assert_compiled_as_one_process(results[COMPILED], log, plain_losses)
+
+
+@pytest.mark.slow  # minutes; test_compile.py has what Inductor makes of our operators
+@needs("sklearn")
+@needs("timm")
+def test_two_processes_compiled_by_inductor(tmp_path, plain_losses):
+    result, _, log = run_of_two_processes(
+        tmp_path, *COMPILED, TORCH_LOGS="graph_code,graph_breaks"
     )
+    assert_compiled_as_one_process(result, log, plain_losses)
+
+
+def assert_fused_under_autocast(result, stdout):
     assert stdout.count("2 SE modules fused, 0 left") == 1
     for run in result["runs"].values():
         assert all(map(math.isfinite, run["losses"]))
     eps = torch.finfo(AMP_DTYPES["bf16"]).eps
     assert result["first_loss_difference"] < eps * result["runs"]["eager"]["losses"][0]
+
+
+@pytest.mark.thorough
+@needs("sklearn")
+@needs("timm")
+def test_two_processes_of_fused_blocks_compiled_under_autocast(brief_runs):
+    results, stdout, _ = brief_runs
+    assert_fused_under_autocast(results[FUSED], stdout)
+
+
+@pytest.mark.slow
+@needs("sklearn")
+@needs("timm")
+def test_two_processes_of_fused_blocks_compiled_by_inductor(tmp_path):
+    result, stdout, _ = run_of_two_processes(tmp_path, *FUSED)
+    assert_fused_under_autocast(result, stdout)
 
 
 ERRORS = {

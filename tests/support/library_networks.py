@@ -9,8 +9,8 @@ timm = pytest.importorskip("timm", reason=WITHOUT)
 torchvision = pytest.importorskip("torchvision", reason=WITHOUT)
 
 
-def from_timm(name):
-    network = timm.create_model(name, num_classes=5).eval()
+def from_timm(name, **options):
+    network = timm.create_model(name, num_classes=5, **options).eval()
     try:
         with torch.no_grad():
             network(torch.zeros(1, 3, 64, 64))

@@ -40,18 +40,22 @@ def from_edge_blocks(squeeze_excite):
     return nn.Sequential(*layers), (32, 32)
 
 
+def from_timm_with_4_blocks(name):
+    return from_timm(name, layers=(1, 1, 1, 1))
+
+
 def from_small_resnets(name):
     return RESNETS[name](), (64, 64)
 
 
 # What is fused of each, and how often.
 NETWORKS = {
-    "timm-seresnet18": (from_timm, "seresnet18", {END: 8}),
-    "timm-seresnext26": (from_timm, "seresnext26d_32x4d", {END: 8}),
-    "timm-legacy-seresnet18": (
-        from_timm, "legacy_seresnet18", {"BatchNorm + relu + SE + add + relu": 8}
+    "timm-seresnet": (from_timm_with_4_blocks, "seresnet18", {END: 4}),
+    "timm-seresnext": (from_timm_with_4_blocks, "seresnext26d_32x4d", {END: 4}),
+    "timm-legacy-seresnet": (
+        from_timm_with_4_blocks, "legacy_seresnet18", {"BatchNorm + relu + SE + add + relu": 4}
     ),
-    "timm-legacy-seresnext26": (from_timm, "legacy_seresnext26_32x4d", {END: 8}),
+    "timm-legacy-seresnext": (from_timm_with_4_blocks, "legacy_seresnext26_32x4d", {END: 4}),
     "timm-efficientnet-b0": (from_timm, "efficientnet_b0", {SILU: 16}),
     "timm-edge-residual": (from_edge_blocks, "SqueezeExcite", {SILU: 2}),
     "timm-mobilenetv3": (from_timm, "mobilenetv3_large_100", {RELU: 3, HARDSWISH: 5}),
@@ -108,9 +112,9 @@ def test_same_training(monkeypatch, make, name, covered):
 
 # The same of networks without SE, into which it was put.
 INSERTED = {
-    "tv-resnet18": (from_torchvision, "resnet18", {END: 8}),
+    "tv-basic-blocks": (from_small_resnets, "torchvision-basic", {END: 5}),
     "tv-bottlenecks": (from_small_resnets, "torchvision-bottleneck", {END: 5}),
-    "timm-resnet18": (from_timm, "resnet18", {END: 8}),
+    "timm-basic-blocks": (from_small_resnets, "timm-basic", {END: 5}),
     "timm-mobilenet-v2": (from_timm, "mobilenetv2_035", {"BatchNorm + SE + add": 10, SE: 7}),
     "tv-shufflenet-v2": (from_torchvision, "shufflenet_v2_x0_5", {RELU: 16}),
 }
