@@ -43,6 +43,9 @@ pytestmark = pytest.mark.skipif(
 judges_values = pytest.mark.skipif(
     SANITIZED, reason="judges values; make test has it, and sanitizers see the same launches"
 )
+in_the_thorough = pytest.mark.skipif(
+    SANITIZED, reason="a part of the thorough tests, which run under sanitizers, too"
+)
 
 # samples, channels and positions, hidden width; multiprocessors, which decide how planes are split.
 SHAPES = {
@@ -171,6 +174,7 @@ def all_of(factors, name, rotating):
     return [row for row in rows if not is_none(row)]
 
 
+@in_the_thorough
 @each_type
 def test_every_operator_and_walk(program, tmp_path, name):
     run_rows(program, tmp_path, pairs_of(WALKS, name))
@@ -182,6 +186,7 @@ def test_every_kernel(program, tmp_path, name):
     run_rows(program, tmp_path, all_of(WALKS, name, rotating="order"))
 
 
+@in_the_thorough
 @each_type
 def test_maps_at_any_alignment(program, tmp_path, name):
     run_rows(program, tmp_path, pairs_of(OFFSETS, name))

@@ -3,7 +3,7 @@
     python tests/machine_code/compiled.py                       the test suite's selection, a table
     python tests/machine_code/compiled.py --all                 every case and dtype, every target
     python tests/machine_code/compiled.py --cover               of those what covers each by itself
-    python tests/machine_code/compiled.py sm_90 --dtypes bf16   a part; --json: one row a line
+    python tests/machine_code/compiled.py sm_90 --dtypes bf16   a part, whole; --json: one row a line
 
 One number of warps a kernel, the plan's; with SE_FUSED_AUTOTUNE=1 all that the autotuner tries.
 Exit status 1 where a kernel breaks a rule of ``rules.py``.
@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="target", help=", ".join(TARGETS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES)
     parser.add_argument("--cases", nargs="+", choices=CASES)
-    parser.add_argument("--all", action="store_true", help="where nothing else is said: all of it")
+    parser.add_argument("--all", action="store_true", help="every target, dtype and case")
     parser.add_argument("--cover", action="store_true", help="a part in which all of it occurs")
     parser.add_argument("--json", action="store_true", help="rows alone, one a line, not judged")
     parser.add_argument("--jobs", type=int, default=1, help="processes, 1 if not given")
