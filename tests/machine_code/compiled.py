@@ -3,7 +3,7 @@
     python tests/machine_code/compiled.py                       the test suite's selection, a table
     python tests/machine_code/compiled.py --all                 every case and dtype, every target
     python tests/machine_code/compiled.py --cover               of those what covers each by itself
-    python tests/machine_code/compiled.py sm_90 --dtypes bf16   a part, whole; --json: one row a line
+    python tests/machine_code/compiled.py sm_90 --dtypes bf16   a part whole; --json: one row a line
 
 One number of warps a kernel, the plan's; with SE_FUSED_AUTOTUNE=1 all that the autotuner tries.
 Exit status 1 where a kernel breaks a rule of ``rules.py``.
