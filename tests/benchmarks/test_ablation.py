@@ -144,6 +144,7 @@ def test_run_of_the_ratios(tmp_path, few_images, capsys):
         assert piece in printed
 
 
+@pytest.mark.thorough
 def test_run_of_all_tables_trains_each_network_once(tmp_path, few_images, monkeypatch):
     trained, train_networks = [], ablation.train_networks
 

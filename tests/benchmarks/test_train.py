@@ -236,6 +236,7 @@ def graphs(monkeypatch, fresh_compiler):
     return found
 
 
+@pytest.mark.thorough
 @needs("sklearn")
 @needs("timm")
 def test_compiled(result_of, plain_losses, graphs):
