@@ -86,7 +86,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.here:
         return int(measure(options.draws) > 0)
-    failed = faults(max(options.draws // 10, 1)) > 0
+    failed = faults(max(options.draws // 50, 1)) > 0
     from se_fused.backends import cpp
 
     here = CAPABILITIES[CAPABILITIES.index(cpp.cpu_capability()) :]

@@ -56,7 +56,8 @@ def act(name: str, p: Rounded, eps: float) -> Rounded:
 
 # Slopes are computed as differences of numbers up to about 1.
 def act_slope(name: str, p: Rounded, eps: float) -> Rounded:
-    return p.apply(slope(ACTS[name]), eps, 1.0)
+    # On a kink itself, where 16-bit maps often are, the slope of either side is right.
+    return Rounded(p.value, p.scale + p.value.abs()).apply(slope(ACTS[name]), eps, 1.0)
 
 
 def gate_slope(name: str, g: Rounded, eps: float) -> Rounded:

@@ -5,7 +5,8 @@ A result is right where each element's error against float64 is one that roundin
     |found - exact| <= LIMIT * eps * scale + eps(dtype) * |exact|
 
 eps: of the dtype of the arithmetic, which is wider than the dtype of a 16-bit result, and then the
-second term is the one rounding to it. ``scale`` is the running error bound of the formula (Higham,
+second term is the one rounding to it. (Beside that, what is too small for a dtype may be 0.)
+``scale`` is the running error bound of the formula (Higham,
 Accuracy and Stability of Numerical Algorithms, section 3.3): the sum over all its operations of
 |their result| or, for a sum, of its terms' absolute values, each times the effect that a change
 there has on the element. So it does not shrink where values cancel, does not depend on what PyTorch
@@ -106,7 +107,8 @@ def used(found: Tensor, exact: Tensor, scale: Tensor, arithmetic: torch.dtype) -
     if not exact.numel():
         return 0.0
     kind, eps = torch.finfo(found.dtype), torch.finfo(arithmetic).eps
-    allowed = LIMIT * eps * scale.reshape(exact.shape) + kind.smallest_normal * kind.eps
+    underflow = 16 * torch.finfo(arithmetic).smallest_normal + kind.smallest_normal * kind.eps
+    allowed = LIMIT * eps * scale.reshape(exact.shape) + underflow
     if kind.eps > eps:
         allowed = allowed + kind.eps * exact.abs()
     shares = (found.double() - exact).abs() / allowed
