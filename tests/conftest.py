@@ -19,8 +19,12 @@ if not HAS_GPU:
     # Triton reads it when a kernel is defined, so before anything imports the kernels.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import quick_interpreter  # noqa: E402
+
 import se_fused  # noqa: E402
 from se_fused import ops  # noqa: E402
+
+quick_interpreter.install()
 
 REQUIRED = os.environ.get("SE_FUSED_REQUIRE", "").replace(" ", "").split(",")
 

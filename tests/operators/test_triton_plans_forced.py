@@ -1,7 +1,6 @@
 """What only the Triton backend decides: every decision, forced, gives the same values."""
 
 import pytest
-import quick_interpreter
 import torch
 from block_operators import OPERATORS, call
 from interpreters import python
@@ -14,7 +13,6 @@ from se_fused import plan
 launch = pytest.importorskip(
     "se_fused.backends.triton.launch", reason="triton is not installed; eager and cpp are tested"
 )
-quick_interpreter.install()
 
 CASES = {name: {**SHAPES, **LARGE}[name] for name in ("7x7", "3d", "many-samples", "5x157")} | {
     "flat-7x7": ((2, 72, 7, 7), 4)

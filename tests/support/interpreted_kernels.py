@@ -1,7 +1,6 @@
 """The Triton kernels in the interpreter. A test file that imports this is skipped without it."""
 
 import pytest
-import quick_interpreter
 import torch
 
 from se_fused import backends, ops
@@ -13,5 +12,4 @@ if missing:
         "every operator fail instead",
         allow_module_level=True,
     )
-quick_interpreter.install()
 kernels = backends.load("triton")
