@@ -6,12 +6,11 @@ A result is right where each element's error against float64 is one that roundin
 
 eps: of the dtype of the arithmetic, which is wider than the dtype of a 16-bit result, and then the
 second term is the one rounding to it. (Beside that, what is too small for a dtype may be 0.)
-``scale`` is the running error bound of the formula (Higham,
-Accuracy and Stability of Numerical Algorithms, section 3.3): the sum over all its operations of
-|their result| or, for a sum, of its terms' absolute values, each times the effect that a change
-there has on the element. So it does not shrink where values cancel, does not depend on what PyTorch
-makes of the formula on this processor, and is computed in float64 from the same inputs
-(``Rounded``).
+``scale`` is the running error bound of the formula (Higham, Accuracy and Stability of Numerical
+Algorithms, section 3.3): the sum over all its operations of |their result| or, for a sum, of its
+terms' absolute values, each times the effect that a change there has on the element. So it does not
+shrink where values cancel, does not depend on what PyTorch makes of the formula on this processor,
+and is computed in float64 from the same inputs (``Rounded``).
 
 LIMIT: an operation rounds by at most eps/2; a sum of n terms, each in a run of r, errs by at most
 (r + log2(n/r)) * eps/2 times the sum of their absolute values, and by about 0.2 * sqrt(r) * eps
