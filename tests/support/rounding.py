@@ -108,9 +108,10 @@ def used(found: Tensor, exact: Tensor, scale: Tensor, arithmetic: torch.dtype) -
     kind, eps = torch.finfo(found.dtype), torch.finfo(arithmetic).eps
     underflow = 16 * torch.finfo(arithmetic).smallest_normal + kind.smallest_normal * kind.eps
     allowed = LIMIT * eps * scale.reshape(exact.shape) + underflow
-    if kind.eps > eps:
-        allowed = allowed + kind.eps * exact.abs()
-    shares = (found.double() - exact).abs() / allowed
+    wide = found.double()
+    if kind.eps > eps:  # rounded from either side of a kink
+        allowed = allowed + kind.eps * torch.maximum(exact.abs(), wide.abs())
+    shares = (wide - exact).abs() / allowed
     return shares.nan_to_num(float("inf")).max().item()
 
 
