@@ -42,6 +42,7 @@ STABLE_TORCH_LIBRARY(se_fused_cpp, m) {
       " Tensor? shift, Tensor p1, Tensor g, Tensor w1, Tensor w2, int act, int gate,"
       " int positions) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("cpu_capability() -> str");
+  m.def("finds_cuda_stream() -> bool");
 }
 
 // `import se_fused._C` loads the library; there is nothing else in the module.

@@ -8,6 +8,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+// The one that passes torch's own message on came after torch 2.11.
+#ifdef STABLE_TORCH_ERROR_CODE_CHECK
+#define SE_FUSED_TORCH_CHECK STABLE_TORCH_ERROR_CODE_CHECK
+#else
+#define SE_FUSED_TORCH_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace se_fused {
 
 using torch::headeronly::ScalarType;
@@ -21,9 +28,9 @@ inline Tensor empty_beside(
     ScalarType dtype) {
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
+  SE_FUSED_TORCH_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  SE_FUSED_TORCH_CHECK(aoti_torch_empty_strided(
       dims, sizes, strides, code, device_type, x.get_device_index(), &handle));
   return Tensor(handle);
 }

@@ -25,15 +25,26 @@ const Launches& launches(Type type) {
 
 namespace {
 
-// The current stream, from torch's CUDA library: looked up at run time, so that this library loads
-// in a torch without CUDA too.
+using StreamGetter = AOTITorchError (*)(int32_t, void**);
+
+// torch's function for the current stream of a device, null in a torch without CUDA. This library
+// does not link torch's CUDA library, so that it loads without one; torch loads it without making
+// its symbols global, so it is looked up by name.
+StreamGetter stream_getter() {
+  static const auto get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<StreamGetter>(symbol);
+  }();
+  return get;
+}
+
+bool finds_cuda_stream() { return stream_getter() != nullptr; }
+
 void* current_stream(int32_t device) {
-  using Function = AOTITorchError (*)(int32_t, void**);
-  static const auto get =
-      reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
-  STD_TORCH_CHECK(get != nullptr, "se_fused_cpp: this torch has no CUDA streams");
+  STD_TORCH_CHECK(finds_cuda_stream(), "se_fused_cpp: this torch has no CUDA streams");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  SE_FUSED_TORCH_CHECK(stream_getter()(device, &stream));
   return stream;
 }
 
@@ -225,6 +236,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
 
 }  // namespace
 }  // namespace se_fused::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(se_fused_cpp, CompositeExplicitAutograd, m) {
+  m.impl("finds_cuda_stream", TORCH_BOX(&se_fused::cuda::finds_cuda_stream));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(se_fused_cpp, CUDA, m) {
   m.impl("squeeze", TORCH_BOX(&se_fused::cuda::squeeze));

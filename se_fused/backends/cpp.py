@@ -35,6 +35,8 @@ def unavailable(device: torch.device) -> str | None:
         return "torch.cuda.is_available() is False"
     if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
         return "compute capability 7.5 or higher is needed"
+    if not _ops.finds_cuda_stream.default():
+        return "torch's CUDA library does not say which stream is current"
     return None
 
 

@@ -23,6 +23,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def test_torch_s_current_cuda_stream_is_found():
+    """Every call on a GPU asks for it; the function is found without a GPU too."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("se_fused_cpp::squeeze", "CUDA"):
+        pytest.skip("the extension was built without CUDA; .ci/run builds it with CUDA")
+    assert torch.ops.se_fused_cpp.finds_cuda_stream() == (torch.version.cuda is not None)
+
+
 def python(code, *arguments, **environment):
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
