@@ -11,7 +11,8 @@ from se_fused import ops
 
 def needs_plain_operators() -> bool:
     """Whether someone takes the computation apart who knows PyTorch's own operators alone."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    # Not is_exporting(), which torch.compile of 2.10 and 2.11 takes for true in what it traces.
+    if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
         return True
     if not _is_transformed():
         return False
@@ -45,11 +46,6 @@ def without_autocast(t: Tensor):
     if t.is_meta or not torch.is_autocast_enabled(kind):  # which knows no meta device
         return nullcontext()
     return torch.autocast(kind, enabled=False)
-
-
-def weight_gradient(dp: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-    """dpᵀ · inputs, in the weight's shape and dtype."""
-    return (dp.t() @ inputs).to(weight.dtype).view(weight.shape)
 
 
 def eager_gradients(ctx, forward, inputs, dy):

@@ -18,10 +18,9 @@ from se_fused.differentiation import (
     eager_gradients,
     is_taken_apart,
     needs_plain_operators,
-    weight_gradient,
     without_autocast,
 )
-from se_fused.excitation import excitation_gradient, observed
+from se_fused.excitation import excitation_gradient, observed, weight_gradient
 from se_fused.layout import acc_dtype, dense, like
 from se_fused.maximum import SQUEEZES
 

@@ -17,10 +17,15 @@ from se_fused.differentiation import (
     eager_gradients,
     is_taken_apart,
     needs_plain_operators,
-    weight_gradient,
     without_autocast,
 )
-from se_fused.excitation import excitation_gradient, excite, observed, squeeze_gradient
+from se_fused.excitation import (
+    excitation_gradient,
+    excite,
+    observed,
+    squeeze_gradient,
+    weight_gradient,
+)
 from se_fused.layout import dense
 
 SQUEEZES = ("avg", "max", "avg_max", "concat")

@@ -14,7 +14,8 @@ from se_fused.layout import dense, like
 
 _library = torch.library.Library("se_fused", "DEF")
 _forced: str | None = os.environ.get("SE_FUSED_BACKEND") or None
-_chosen: dict[torch.device, object] = {}
+# Backends that can run, by forced name (None: chosen by device) and device: asked once.
+_ready: dict[tuple[str | None, torch.device], object] = {}
 
 
 # Backend choice
@@ -59,18 +60,21 @@ def why_not(name: str, device: torch.device) -> str | None:
 
 
 def _module_for(device: torch.device):
-    if _forced is not None:
-        _check_name(_forced)
-        reason = why_not(_forced, device)
-        if reason:
-            raise RuntimeError(f"backend {_forced!r} cannot run on {device.type}: {reason}")
-        return backends.load(_forced)
-    module = _chosen.get(device)
+    module = _ready.get((_forced, device))
     if module is None:
-        names = backends.preferred(device.type)
-        module = backends.load(next(name for name in names if why_not(name, device) is None))
-        _chosen[device] = module
+        module = _ready[_forced, device] = _find_module(_forced, device)
     return module
+
+
+def _find_module(name: str | None, device: torch.device):
+    if name is None:
+        names = backends.preferred(device.type)
+        return backends.load(next(name for name in names if why_not(name, device) is None))
+    _check_name(name)
+    reason = why_not(name, device)
+    if reason:
+        raise RuntimeError(f"backend {name!r} cannot run on {device.type}: {reason}")
+    return backends.load(name)
 
 
 def _check_name(name: str | None):
@@ -239,6 +243,17 @@ def norm_excite_backward(
     return module.norm_excite_backward(
         sums, planes, center, scale, shift, p1, g, w1, w2, act, gate, positions
     )
+
+
+@_operator("product(Tensor a, Tensor b) -> Tensor")
+def product(module, a, b):
+    """Of every backend: see ``excitation.product``."""
+    return a @ b
+
+
+@torch.library.register_fake("se_fused::product", lib=_library)
+def _(a, b):
+    return a.new_empty(a.shape[0], b.shape[1])
 
 
 fakes.register("se_fused", _library)

@@ -20,10 +20,9 @@ from se_fused.backends import eager
 from se_fused.differentiation import (
     eager_gradients,
     is_taken_apart,
-    weight_gradient,
     without_autocast,
 )
-from se_fused.excitation import observed
+from se_fused.excitation import observed, weight_gradient
 from se_fused.layout import acc_dtype, like
 from se_fused.passes import unpack
 from se_fused.statistics import Statistics

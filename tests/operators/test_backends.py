@@ -24,9 +24,10 @@ class Stub(SimpleNamespace):
     OPERATORS = False
 
     def __init__(self, name, reason=None):
-        super().__init__(__name__=f"se_fused.backends.{name}", reason=reason, calls=0)
+        super().__init__(__name__=f"se_fused.backends.{name}", reason=reason, calls=0, asked=0)
 
     def unavailable(self, device):
+        self.asked += 1
         return self.reason
 
     def squeeze(self, x):
@@ -45,7 +46,7 @@ def stubs(monkeypatch):
         return stubs[name]
 
     monkeypatch.setattr(backends, "load", load)
-    monkeypatch.setattr(ops, "_chosen", {})
+    monkeypatch.setattr(ops, "_ready", {})
     monkeypatch.setattr(ops, "_forced", None)
     return stubs
 
@@ -84,6 +85,24 @@ def test_call_goes_to_the_chosen_backend(stubs):
     with se_fused.backend("triton"):
         se_fused.squeeze(x)
     assert {name: stub.calls for name, stub in stubs.items()} == {"cpp": 1, "triton": 1, "eager": 0}
+
+
+@pytest.mark.parametrize("name", [None, "triton"])
+def test_a_backend_that_can_run_is_asked_once(stubs, name):
+    """Asking takes longer than a launch on a GPU."""
+    for _ in range(3):
+        with se_fused.backend(name):
+            se_fused.squeeze(torch.ones(2, 3, 4))
+    assert stubs[name or "cpp"].asked == 1 and stubs[name or "cpp"].calls == 3
+
+
+def test_a_backend_that_cannot_run_is_asked_again(stubs):
+    stubs["triton"].reason = "not yet"
+    with se_fused.backend("triton"):
+        with pytest.raises(RuntimeError, match="not yet"):
+            ops.backend_for(CPU)
+        stubs["triton"].reason = None
+        assert ops.backend_for(CPU) == "triton"
 
 
 def test_blocks_nest_and_restore(stubs):

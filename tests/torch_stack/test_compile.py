@@ -11,7 +11,7 @@ from shapes import DENSE, REDUCED, make_inputs
 from torch import nn
 
 import se_fused
-from se_fused import FusedSE
+from se_fused import FusedSE, between, tail_function
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -219,3 +219,27 @@ def test_autocast_leaves_arithmetic_in_float32(place):
                          weight_dtype=torch.float32)
     with torch.autocast(place.device, dtype=torch.bfloat16):
         check({"y": se_fused.squeeze_excite(*inputs.tensors)}, inputs)
+
+
+GRADIENTS = {
+    "max": lambda: se_fused.FusedSE(32, rd_channels=8, squeeze="max"),
+    "concat": lambda: se_fused.FusedSE(32, rd_channels=8, squeeze="concat"),
+    "norm": lambda: se_fused.FusedBatchNormSE(32, rd_channels=8, act="silu"),
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_autocast_casts_no_matmul_of_a_compiled_gradient(place, kind, monkeypatch):
+    """Where the excitation is traced; that of a block with BatchNorm only on a GPU: as there."""
+    monkeypatch.setattr(tail_function, "_between", lambda x: between)
+    module = GRADIENTS[kind]().to(place.device)
+    x = torch.randn(4, 32, 5, 5).to(place.device, torch.bfloat16)
+    compiled = torch.compile(module, fullgraph=True)
+
+    def outcome(function):
+        return step(lambda x: under_autocast(place, torch.bfloat16, function, x), module, x)
+
+    expected, found = outcome(module), outcome(compiled)
+    for result, wanted in zip(found, expected):
+        rounded = 2**-7 if result.dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(result, wanted, rtol=rounded, atol=1e-5 + rounded / 10)
