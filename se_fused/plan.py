@@ -10,16 +10,22 @@ from typing import NamedTuple
 # Accumulator bytes of one tile: 32 fp32 registers in each of a program's 128 threads.
 TILE_BYTES = 16384
 # Bounds of the block along the contiguous axis: full 128-byte lines; not so many positions that few
-# channels are left to a tile, nor so many channels that its gates weigh much beside the map.
-MIN_RUN, MAX_POSITIONS, MAX_CHANNELS = 64, 1024, 256
+# channels are left to a tile, nor so many channels that a sample has few programs or many splits.
+MIN_RUN, MAX_POSITIONS, MAX_CHANNELS = 64, 1024, 64
 # Reduce programs wanted per multiprocessor before the spatial extent is no longer split.
 PROGRAMS_PER_MULTIPROCESSOR = 8
+# The last program of a sample loads so many of its slots at once. There is one such round, but for
+# few samples: there as many splits, up to MAX_SPLITS, as give each multiprocessor BUSY_PROGRAMS.
+SLOTS_PER_ROUND = 8
+BUSY_PROGRAMS, MAX_SPLITS = 4, 32
 WARPS = 4
 # The widest access of a GPU, in bytes.
 ACCESS_BYTES = 16
-# The per-sample excitation keeps all hidden units in registers, beside a chunk of channels.
+# The per-sample excitation keeps all hidden units in registers, beside a chunk of channels and a
+# round of their slots.
 MAX_HIDDEN = 256
 EXCITATION_TILE_BYTES = 8192
+MAX_CHUNK = 512
 # The cost model of excites_in_reduce, in bytes per nanosecond and nanoseconds.
 PROGRAM_RATE = 16
 MULTIPROCESSOR_RATE = 32
@@ -52,20 +58,27 @@ def plan(
     itemsize: int,
     device: Device,
     tile_bytes: int = TILE_BYTES,
-    max_channels: int = MAX_CHANNELS,
 ) -> Plan:
     """The tiles of a non-empty [N, C, M] map and how the reduce launch shares them out."""
     layout, block_c, block_m, align = tile(
-        channels, spatial, channels_last, itemsize, device, tile_bytes, max_channels
+        channels, spatial, channels_last, itemsize, device, tile_bytes
     )
     channel_blocks = cdiv(channels, block_c)
     spatial_tiles = cdiv(spatial, block_m)
-    wanted = cdiv(PROGRAMS_PER_MULTIPROCESSOR * device.multiprocessors, samples * channel_blocks)
-    tiles_per_split = cdiv(spatial_tiles, max(1, min(wanted, spatial_tiles)))
+    most = most_splits(samples * channel_blocks, device)
+    tiles_per_split = cdiv(spatial_tiles, min(most, spatial_tiles))
     splits = cdiv(spatial_tiles, tiles_per_split)
     return Plan(
         layout, block_c, block_m, align, channel_blocks, spatial_tiles, splits, tiles_per_split
     )
+
+
+def most_splits(programs: int, device: Device) -> int:
+    """How many programs at most share the positions of a channel block, where so many programs
+    would have all of them."""
+    wanted = cdiv(PROGRAMS_PER_MULTIPROCESSOR * device.multiprocessors, programs)
+    busy = cdiv(BUSY_PROGRAMS * device.multiprocessors, programs)
+    return max(1, min(wanted, max(SLOTS_PER_ROUND, min(busy, MAX_SPLITS))))
 
 
 def tile(
@@ -75,7 +88,6 @@ def tile(
     itemsize: int,
     device: Device,
     tile_bytes: int = TILE_BYTES,
-    max_channels: int = MAX_CHANNELS,
 ) -> tuple[str, int, int, int]:
     """(layout, BLOCK_C, BLOCK_M, ALIGN): the contiguous axis first, the other has the rest.
 
@@ -85,7 +97,7 @@ def tile(
     """
     elements = tile_bytes // max(itemsize, 4)
     if channels_last or spatial == 1:
-        block_c = _run(channels, max_channels)
+        block_c = _run(channels, MAX_CHANNELS)
         block_m = min(next_power_of_2(spatial), elements // block_c)
         return "channels_last", block_c, block_m, alignment(channels)
     align = alignment(spatial)
@@ -100,15 +112,23 @@ def tile(
 
 
 def excites_in_reduce(
-    samples: int, channels: int, hidden: int, weight_itemsize: int, device: Device
+    samples: int,
+    channels: int,
+    hidden: int,
+    weight_itemsize: int,
+    splits: int,
+    acc_itemsize: int,
+    device: Device,
 ) -> bool:
     """Whether the reduce launch also computes the excitation, sample by sample.
 
-    Each sample's last program then reads both weight matrices from L2: bytes = 2·R·C·itemsize.
-    Costs, in ns:  the last of them, alone and bound by latency   bytes / PROGRAM_RATE
-                   all of them, beside the map's own traffic      N·bytes / (MULTIPROCESSOR_RATE·P)
-    The other way: small kernels between the launches             LAUNCHES_BETWEEN · LAUNCH_TIME
-                   that read the weights once                     bytes / (MULTIPROCESSOR_RATE·P)
+    Each sample's last program then reads its slots, splits·C·acc_itemsize bytes, and both weight
+    matrices from L2, 2·R·C·weight_itemsize. Costs, in ns:
+        the last of them, alone and bound by latency       (slots + weights) / PROGRAM_RATE
+        all of them, beside the map's own traffic          N·weights / (MULTIPROCESSOR_RATE·P)
+    The other way, the slots are read only where there are several splits, and
+        small kernels between the launches                 LAUNCHES_BETWEEN · LAUNCH_TIME
+        that read the weights once                         weights / (MULTIPROCESSOR_RATE·P)
     Weights beyond half of L2 would come from memory for every sample, and hidden units beyond
     MAX_HIDDEN do not fit in registers: never in the launch. The rates are those of current GPUs
     within a factor of two; the costs differ by more where it matters.
@@ -116,16 +136,18 @@ def excites_in_reduce(
     weight_bytes = 2 * channels * hidden * weight_itemsize
     if hidden > MAX_HIDDEN or 2 * weight_bytes > device.l2_bytes:
         return False
+    slots = splits * channels * acc_itemsize / PROGRAM_RATE
     all_together = MULTIPROCESSOR_RATE * device.multiprocessors
-    inside = weight_bytes / PROGRAM_RATE + samples * weight_bytes / all_together
+    inside = slots + weight_bytes / PROGRAM_RATE + samples * weight_bytes / all_together
     between = LAUNCHES_BETWEEN * LAUNCH_TIME + weight_bytes / all_together
-    return inside <= between
+    return inside <= between + (slots if splits > 1 else 0)
 
 
 def excitation_tile(channels: int, hidden: int, acc_bytes: int) -> tuple[int, int]:
     """(BLOCK_R, CHUNK): all hidden units, by the channels taken in one step."""
     block_r = next_power_of_2(hidden)
-    return block_r, min(next_power_of_2(channels), EXCITATION_TILE_BYTES // acc_bytes // block_r)
+    chunk = min(MAX_CHUNK, EXCITATION_TILE_BYTES // acc_bytes // block_r)
+    return block_r, min(next_power_of_2(channels), chunk)
 
 
 def alignment(extent: int) -> int:

@@ -31,7 +31,6 @@ struct Launcher {
     const Device device = current_device();
     const int64_t size = c.w1.is_acc ? sizeof(A) : sizeof(T);
     Reduction r{};
-    r.in_reduce = c.w1.data && excites_in_reduce(c.samples, c.channels, c.hidden, size, device);
     if (c.channels_last) {
       r.walk = Walk::columns;
       r.split.tile = columns_tile<T>;
@@ -52,6 +51,9 @@ struct Launcher {
         ? c.positions
         : split_positions(c.positions, c.samples * r.tiles, lanes_of<T>, device);
     r.split.splits = static_cast<int>(ceil_div(c.positions, r.split.positions));
+    r.in_reduce = c.w1.data &&
+        excites_in_reduce(
+            c.samples, c.channels, c.hidden, size, r.split.splits, sizeof(A), device);
     return r;
   }
 

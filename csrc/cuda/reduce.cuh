@@ -6,6 +6,7 @@
 #pragma once
 
 #include "excitation.cuh"
+#include "plan.h"
 
 namespace se_fused::cuda {
 
@@ -207,6 +208,21 @@ __device__ inline bool finishes(unsigned* counter, int blocks) {
   return found;
 }
 
+// A channel's slots, always added in the same order; a round of them is on its way at once.
+template <class A>
+__device__ inline A sum_of_slots(const A* slots, int splits, int64_t stride) {
+  A total = 0;
+  for (int begin = 0; begin < splits; begin += slots_per_round) {
+    A round[slots_per_round];
+#pragma unroll
+    for (int s = 0; s < slots_per_round; ++s)
+      round[s] = begin + s < splits ? slots[(begin + s) * stride] : A(0);
+#pragma unroll
+    for (int s = 0; s < slots_per_round; ++s) total += round[s];
+  }
+  return total;
+}
+
 // After the sums: nothing, the excitation in this launch, or the slots' sum alone.
 enum class Then { nothing, add, excite };
 
@@ -231,12 +247,9 @@ __global__ void __launch_bounds__(threads, 1) reduce_kernel(
   if constexpr (then != Then::nothing) {
     if (!finishes(counters + sample, tiles * split.splits)) return;
     A* out = sum == Sum::values ? at.z : at.dg;
-    for (int c = threadIdx.x; c < channels; c += threads) {
-      A total = 0;
-      for (int s = 0; s < split.splits; ++s)
-        total += slots[(sample * split.splits + s) * channels + c];
-      out[sample * channels + c] = total;
-    }
+    for (int c = threadIdx.x; c < channels; c += threads)
+      out[sample * channels + c] = sum_of_slots(
+          slots + sample * split.splits * channels + c, split.splits, channels);
     __syncthreads();
     if constexpr (then == Then::excite) {
       if constexpr (sum == Sum::values)

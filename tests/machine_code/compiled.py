@@ -5,7 +5,7 @@
     python tests/machine_code/compiled.py --cover               of those what covers each by itself
     python tests/machine_code/compiled.py sm_90 --dtypes bf16   a part whole; --json: one row a line
 
-One number of warps a kernel, the plan's; with SE_FUSED_AUTOTUNE=1 all that the autotuner tries.
+One number of warps a kernel, the plan's; with SE_FUSED_AUTOTUNE=1 all that tuning tries.
 Exit status 1 where a kernel breaks a rule of ``rules.py``.
 
 The functions of the Triton backend run on CPU tensors whose memory nobody touches. Triton sees a
@@ -36,7 +36,6 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
-from triton.runtime.autotuner import Autotuner
 
 Accesses = dict[str, dict[str, int]]  # {"load x": {"128": 4}}: instructions by width in bits
 
@@ -83,8 +82,8 @@ class Launch(NamedTuple):
 @contextmanager
 def compiling(target: str) -> Iterator[list[Launch]]:
     """Inside, launches end when the kernel is compiled for the target and join the list. A kernel
-    with an autotuner is compiled for each of its configurations."""
-    from se_fused.backends.triton import launch
+    that would be tuned is compiled for each number of warps."""
+    from se_fused.backends.triton import launch, tuning
 
     launches = []
     gpu, device = TARGETS[target]
@@ -98,9 +97,9 @@ def compiling(target: str) -> Iterator[list[Launch]]:
         arguments = inspect.signature(self.fn).bind(*args, **named).arguments
         launches.append(Launch(self.fn.__name__, arguments, compiled, seconds))
 
-    def compile_each(self, *args, **kwargs):
-        for config in self.configs:
-            self.fn.run(*args, **kwargs, **config.all_kwargs())
+    def compile_each(self, grid, *args, num_warps, **options):
+        for warps in tuning.WARPS:
+            self.kernel[grid](*args, num_warps=warps, **options)
 
     def exact_cubin(self, ptx, *rest):
         return make_cubin(self, exact_lines(ptx), *rest)
@@ -110,7 +109,7 @@ def compiling(target: str) -> Iterator[list[Launch]]:
         tempfile.TemporaryDirectory() as cache,  # nothing compiled before, and nothing kept
         patch.dict(os.environ, TRITON_CACHE_DIR=cache),
         patch.object(JITFunction, "run", compile_only),
-        patch.object(Autotuner, "run", compile_each),
+        patch.object(tuning.Tuned, "launch", compile_each),
         patch.object(CUDABackend, "make_cubin", exact_cubin),
         patch.object(launch, "device_of", lambda x: device),
     ):
@@ -197,7 +196,6 @@ def main() -> int:
         parts = choose(*(getattr(options, name) or list(known[name]) for name in known))
     else:
         parts = EVERYDAY
-    os.environ.setdefault("SE_FUSED_AUTOTUNE", "0")
     found = _in_processes(options.jobs, parts)
     if not options.json:
         return report(list(found))

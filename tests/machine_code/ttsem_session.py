@@ -1,7 +1,7 @@
 """Launches on "cuda" tensors, compiled to Triton's IR and executed on the CPU by ttsem (PyPI).
 
     pip install --no-deps --ignore-requires-python ttsem==0.1.0
-    TRITON_INTERPRET=0 SE_FUSED_AUTOTUNE=0 python -m pytest tests/machine_code/ttsem_*.py
+    TRITON_INTERPRET=0 python -m pytest tests/machine_code/ttsem_*.py
 
 A launch fails, at the kernel's line, where it reads or writes outside its tensors or where two of
 its programs race. Memory from ``torch.empty`` holds NaN, so that an uninitialised read shows in

@@ -163,7 +163,7 @@ class Meter:
         """The pointers moved back, and a mask without the lanes whose access is outside."""
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         arguments, addresses = np.divmod(pointers.data.astype(np.int64), 1 << _RANGE_BITS)
-        mask = np.broadcast_to(mask, addresses.shape).copy()
+        mask = np.broadcast_to(mask, addresses.shape).astype(bool)
         for number in np.unique(arguments[mask]):
             lanes = mask & (arguments == number)
             operand = self.launches[-1].arguments[number]

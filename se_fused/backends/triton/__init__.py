@@ -13,7 +13,6 @@ No program waits for another. Sums have a fixed order: results are the same from
 import torch
 from torch import Tensor
 
-from se_fused import plan
 from se_fused.backends.triton import launch, launch_max, launch_norm
 from se_fused.between import (  # noqa: F401  (a part of the contract)
     merge_moments,
@@ -66,7 +65,7 @@ def rescale_backward(dy: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 def squeeze_excite(x, w1, b1, w2, b2, act: str, gate: str) -> tuple[Tensor, Tensor, Tensor]:
     w1, b1, w2, b2 = _matrix(w1), _vector(b1), _matrix(w2), _vector(b2)
-    if _excites_in_reduce(x, w1):
+    if x.numel() and launch.excites_in_reduce(x, w1):
         z, g = launch.squeeze_excite(x, w1, b1, w2, b2, act, gate)
     else:
         z = squeeze(x)
@@ -78,7 +77,7 @@ def squeeze_excite_backward(
     dy, x, z, g, w1, b1, w2, b2, act: str, gate: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     w1, b1, w2 = _matrix(w1), _vector(b1), _matrix(w2)
-    if _excites_in_reduce(x, w1):
+    if x.numel() and launch.excites_in_reduce(x, w1):
         dp1, h, dp2, share = launch.excitation_gradient(dy, x, z, g, w1, b1, w2, act, gate)
     else:
         dg = gate_gradient(dy, x)
@@ -147,12 +146,6 @@ def norm_rescale_backward(
 
 def _apply(x: Tensor, g: Tensor, share: Tensor | None = None) -> Tensor:
     return launch.rescale(x, g, share) if x.numel() else torch.empty_like(x)
-
-
-def _excites_in_reduce(x: Tensor, w1: Tensor) -> bool:
-    return x.numel() > 0 and plan.excites_in_reduce(
-        *x.shape[:2], w1.shape[0], w1.dtype.itemsize, launch.device_of(x)
-    )
 
 
 def _per_channel(x: Tensor, value: float) -> Tensor:

@@ -5,12 +5,6 @@ import triton.language as tl
 
 from se_fused.backends.triton.tiles import per_element, program_index, tile_offsets
 
-# What autotuning tries. A tile is 16 KB of accumulators: 2 warps hold 64 registers of it a thread,
-# about as many as leave room for a second program; with 8 a thread still has a 16-byte access of a
-# 16-bit map. What changes the winner is the shape and layout of the map, not the number of samples.
-WARPS = (2, 4, 8)
-TUNING_KEY = ("channels", "spatial", "LAYOUT")
-
 
 # y = x · g, eq. 4; backward dx = dy · g + share, with share = dz / M [N, C] (None forward).
 # One program: one tile of BLOCK_C channels × BLOCK_M positions of one sample.

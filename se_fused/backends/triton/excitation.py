@@ -7,7 +7,10 @@ are taken CHUNK at a time. Padding lanes are zeroed wherever they meet a sum: 0 
 import triton
 import triton.language as tl
 
+from se_fused import plan
 from se_fused.backends.triton.activations import act, act_derivative, gate, gate_derivative
+
+ROUND = tl.constexpr(plan.SLOTS_PER_ROUND)
 
 
 @triton.jit
@@ -19,11 +22,14 @@ def finishes_sample(counter_ptr, sample, programs):
 
 @triton.jit
 def add_slots(slot_ptr, sample, channel, channels, splits):
-    """The [N, splits, C] slots of a sample summed over splits, always in the same order."""
+    """The [N, splits, C] slots of a sample summed over splits, always in the same order; the loads
+    of a round do not wait for one another."""
     total = tl.zeros(channel.shape, slot_ptr.dtype.element_ty)
-    for split in range(splits):
-        slot = (sample * splits + split) * channels + channel
-        total += tl.load(slot_ptr + slot, channel < channels, other=0)
+    for first in range(0, splits, ROUND):
+        for split in tl.static_range(ROUND):
+            slot = (sample * splits + first + split) * channels + channel
+            inside = (channel < channels) & (first + split < splits)
+            total += tl.load(slot_ptr + slot, inside, other=0)
     return total
 
 

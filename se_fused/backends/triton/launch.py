@@ -3,7 +3,6 @@
 Maps are not empty here; weights are contiguous, [R, C] and [C, R].
 """
 
-import os
 from functools import lru_cache
 from math import prod
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from se_fused import plan
 from se_fused.backends.triton import apply, reduce
+from se_fused.backends.triton.tuning import tuned
 from se_fused.layout import acc_dtype
 
 # Fixed when the kernels were defined, by TRITON_INTERPRET.
@@ -20,7 +20,6 @@ INTERPRETED = not isinstance(apply.rescale_kernel, triton.runtime.JITFunction)
 # The interpreter has no device; few enough multiprocessors to split only the larger planes.
 _INTERPRETER = plan.Device(multiprocessors=16, l2_bytes=4 << 20, shared_bytes=48 << 10)
 _INT64_FROM = 1 << 31  # elements
-_AUTOTUNED = not INTERPRETED and os.environ.get("SE_FUSED_AUTOTUNE", "1") != "0"
 
 
 def squeeze(x: Tensor) -> Tensor:
@@ -28,6 +27,19 @@ def squeeze(x: Tensor) -> Tensor:
     z = feature_map.per_channel()
     _squeeze(feature_map, x, z)
     return z
+
+
+def excites_in_reduce(x: Tensor, w1: Tensor) -> bool:
+    feature_map = FeatureMap(x)
+    return plan.excites_in_reduce(
+        feature_map.samples,
+        feature_map.channels,
+        w1.shape[0],
+        w1.dtype.itemsize,
+        feature_map.plan.splits,
+        feature_map.acc.itemsize,
+        device_of(x),
+    )
 
 
 def squeeze_excite(x, w1, b1, w2, b2, act: str, gate: str) -> tuple[Tensor, Tensor]:
@@ -98,30 +110,15 @@ def _gate_gradient(
         )  # fmt: skip
 
 
-def tuned(kernel, module):
-    """The kernel with the number of warps that is fastest on this device, or with the plan's."""
-    if not _AUTOTUNED:
-        return kernel
-    configs = [triton.Config({}, num_warps=warps) for warps in module.WARPS]
-    key = [name for name in module.TUNING_KEY if name in kernel.arg_names]
-    return triton.autotune(configs, key, pre_hook=_reset_counter)(kernel)
-
-
-def _reset_counter(arguments: dict, reset_only: bool = False):
-    """Before each trial of the autotuner and after the last: no program has finished."""
-    if arguments.get("counter_ptr") is not None:
-        arguments["counter_ptr"].zero_()
-
-
-_rescale_kernel = tuned(apply.rescale_kernel, apply)
-_squeeze_kernel = tuned(reduce.squeeze_kernel, reduce)
-_gate_gradient_kernel = tuned(reduce.gate_gradient_kernel, reduce)
+_rescale_kernel = tuned(apply.rescale_kernel)
+_squeeze_kernel = tuned(reduce.squeeze_kernel)
+_gate_gradient_kernel = tuned(reduce.gate_gradient_kernel)
 
 
 class FeatureMap:
     """What the kernels need to know of x: sizes, layout and plan."""
 
-    limits = {}  # of a tile, other than the plan's
+    tile_bytes = plan.TILE_BYTES
 
     def __init__(self, x: Tensor):
         self.samples, self.channels = x.shape[:2]
@@ -136,7 +133,7 @@ class FeatureMap:
             channels_last,
             x.dtype.itemsize,
             device_of(x),
-            **self.limits,
+            self.tile_bytes,
         )
         self.tile = {
             "LAYOUT": self.plan.layout,
@@ -146,9 +143,8 @@ class FeatureMap:
             "ALIGN": self.plan.align,
             "INT64": x.numel() >= _INT64_FROM,
             "enable_fp_fusion": True,
+            "num_warps": plan.WARPS,
         }
-        if not _AUTOTUNED:
-            self.tile["num_warps"] = plan.WARPS
 
     @property
     def reduce_grid(self) -> tuple[int]:

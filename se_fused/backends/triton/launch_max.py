@@ -5,11 +5,12 @@ from torch import Tensor
 
 from se_fused import plan
 from se_fused.backends.triton import max_apply, max_reduce
-from se_fused.backends.triton.launch import FeatureMap, tuned
+from se_fused.backends.triton.launch import FeatureMap
+from se_fused.backends.triton.tuning import tuned
 
-_squeeze_max_kernel = tuned(max_reduce.squeeze_max_kernel, max_reduce)
-_gate_gradient_max_kernel = tuned(max_reduce.gate_gradient_max_kernel, max_reduce)
-_rescale_backward_max_kernel = tuned(max_apply.rescale_backward_max_kernel, max_apply)
+_squeeze_max_kernel = tuned(max_reduce.squeeze_max_kernel)
+_gate_gradient_max_kernel = tuned(max_reduce.gate_gradient_max_kernel)
+_rescale_backward_max_kernel = tuned(max_apply.rescale_backward_max_kernel)
 
 
 def squeeze_max(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,10 +48,9 @@ def rescale_backward_max(
 
 
 class _MaxMap(FeatureMap):
-    """A feature map of whose tiles a reduce program holds two, and whose channels have up to four
-    values, which must weigh little beside a tile."""
+    """A feature map of whose tiles a reduce program holds two."""
 
-    limits = {"tile_bytes": plan.TILE_BYTES // 2, "max_channels": 64}
+    tile_bytes = plan.TILE_BYTES // 2
 
     def slot_pair(self) -> tuple[Tensor | None, Tensor | None]:
         """The programs' slots for two results a channel, and the zeroed counters of finished

@@ -5,14 +5,15 @@ from torch import Tensor
 
 from se_fused import plan
 from se_fused.backends.triton import norm_apply, norm_reduce
-from se_fused.backends.triton.launch import FeatureMap, tuned
+from se_fused.backends.triton.launch import FeatureMap
+from se_fused.backends.triton.tuning import tuned
 from se_fused.passes import mask_size
 
-_moments_kernel = tuned(norm_reduce.moments_kernel, norm_reduce)
-_norm_squeeze_kernel = tuned(norm_reduce.norm_squeeze_kernel, norm_reduce)
-_norm_sums_kernel = tuned(norm_reduce.norm_sums_kernel, norm_reduce)
-_norm_rescale_kernel = tuned(norm_apply.norm_rescale_kernel, norm_apply)
-_norm_rescale_backward_kernel = tuned(norm_apply.norm_rescale_backward_kernel, norm_apply)
+_moments_kernel = tuned(norm_reduce.moments_kernel)
+_norm_squeeze_kernel = tuned(norm_reduce.norm_squeeze_kernel)
+_norm_sums_kernel = tuned(norm_reduce.norm_sums_kernel)
+_norm_rescale_kernel = tuned(norm_apply.norm_rescale_kernel)
+_norm_rescale_backward_kernel = tuned(norm_apply.norm_rescale_backward_kernel)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,13 +86,12 @@ def norm_rescale_backward(
 
 
 class _NormMap(FeatureMap):
-    """A feature map with up to seven values a channel, which must weigh little beside a tile and
-    leave room for it in registers; and with rows of bits: planes of one position are planes."""
+    """A feature map with up to seven values a channel, which must leave room for a tile in
+    registers; and with rows of bits: planes of one position are planes."""
 
     def __init__(self, x: Tensor):
         # Values in float64 take two registers each.
-        parts = 4 if x.dtype == torch.float64 else 2
-        self.limits = {"tile_bytes": plan.TILE_BYTES // parts, "max_channels": 64}
+        self.tile_bytes = plan.TILE_BYTES // (4 if x.dtype == torch.float64 else 2)
         super().__init__(x)
         if self.spatial == 1:
             self.tile |= {"LAYOUT": "flat", "PLANE": 1}

@@ -5,10 +5,6 @@ import triton.language as tl
 
 from se_fused.backends.triton.tiles import per_channel, program_index, tile_offsets
 
-# What autotuning tries; see apply.py.
-WARPS = (2, 4, 8)
-TUNING_KEY = ("channels", "spatial", "LAYOUT")
-
 
 # dx = dy·g + share + [x = m]·peak, with share = dmean / M and peak = dm / ties, each [N, C].
 # One program: one tile of BLOCK_C channels × BLOCK_M positions of one sample.

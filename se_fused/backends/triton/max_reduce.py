@@ -7,7 +7,7 @@ Results of a program go through slots, as in reduce.py. As in ``torch.amax``, a 
 import triton
 import triton.language as tl
 
-from se_fused.backends.triton.excitation import finishes_sample, store_slot_sums
+from se_fused.backends.triton.excitation import ROUND, finishes_sample, store_slot_sums
 from se_fused.backends.triton.tiles import (
     channel_sums,
     per_channel,
@@ -17,9 +17,6 @@ from se_fused.backends.triton.tiles import (
     zeros,
 )
 
-# What autotuning tries; see apply.py.
-WARPS = (2, 4, 8)
-TUNING_KEY = ("channels", "spatial", "LAYOUT")
 NOTHING = tl.constexpr(float("-inf"))  # the maximum of it
 
 
@@ -121,8 +118,10 @@ def _store_slot_maxima(slot_ptr, max_ptr, sample, channels, splits, CHUNK: tl.co
     for start in range(0, channels, CHUNK):
         channel = start + tl.arange(0, CHUNK)
         most = tl.zeros([CHUNK], slot_ptr.dtype.element_ty) + NOTHING
-        for split in range(splits):
-            slot = (sample * splits + split) * channels + channel
-            m = tl.load(slot_ptr + slot, channel < channels, other=0)
-            most = tl.maximum(most, m, propagate_nan=tl.PropagateNan.ALL)
+        for first in range(0, splits, ROUND):
+            for split in tl.static_range(ROUND):
+                slot = (sample * splits + first + split) * channels + channel
+                inside = (channel < channels) & (first + split < splits)
+                m = tl.load(slot_ptr + slot, inside, other=NOTHING)
+                most = tl.maximum(most, m, propagate_nan=tl.PropagateNan.ALL)
         tl.store(max_ptr + sample * channels + channel, most, channel < channels)

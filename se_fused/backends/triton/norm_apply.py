@@ -16,10 +16,6 @@ from se_fused.backends.triton.tiles import (
     tile_offsets,
 )
 
-# What autotuning tries; see apply.py.
-WARPS = (2, 4, 8)
-TUNING_KEY = ("channels", "spatial", "LAYOUT", "ACT")
-
 
 # p = v · g + residual; with mask_ptr y = max(p, 0) and the bits of p > 0, else y = p.
 # One program: one tile of BLOCK_C channels × BLOCK_M positions of one sample.

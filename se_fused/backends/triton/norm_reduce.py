@@ -9,7 +9,7 @@ import triton.language as tl
 
 from se_fused.backends.triton.activations import act, act_derivative
 from se_fused.backends.triton.bits import load_bits
-from se_fused.backends.triton.excitation import finishes_sample, store_slot_sums
+from se_fused.backends.triton.excitation import ROUND, finishes_sample, store_slot_sums
 from se_fused.backends.triton.tiles import (
     channel_sums,
     normalization,
@@ -19,9 +19,6 @@ from se_fused.backends.triton.tiles import (
     zeros,
 )
 
-# What autotuning tries; see apply.py.
-WARPS = (2, 4, 8)
-TUNING_KEY = ("channels", "spatial", "LAYOUT", "ACT")
 # As many of a thread's elements as lie along positions, in either layout, with up to 4 warps.
 FOLD = tl.constexpr(2)
 
@@ -198,17 +195,20 @@ def _store_slot_moments(
         first = tl.load(slot_ptr + slot, channel < channels, other=0)
         mean = tl.zeros([CHUNK], ACC)
         m2 = tl.zeros([CHUNK], ACC)
-        for split in range(splits):
-            before = split * per_split
-            size = tl.minimum(per_split, spatial - before)
-            share = tl.cast(size, ACC) / (before + size)
-            shift = tl.load(slot_ptr + slot, channel < channels, other=0) - first
-            rest = tl.load(slot_ptr + slots + slot, channel < channels, other=0)
-            m2_of_split = tl.load(slot_ptr + 2 * slots + slot, channel < channels, other=0)
-            delta = shift + rest - mean
-            m2 += m2_of_split + delta * delta * (share * before)
-            mean += delta * share
-            slot += channels
+        for start_split in range(0, splits, ROUND):
+            for step in tl.static_range(ROUND):
+                split = start_split + step
+                before = split * per_split
+                size = tl.maximum(tl.minimum(per_split, spatial - before), 0)
+                share = tl.cast(size, ACC) / (before + size)
+                inside = (channel < channels) & (split < splits)
+                at = slot + split * channels
+                shift = tl.load(slot_ptr + at, inside, other=0) - first
+                rest = tl.load(slot_ptr + slots + at, inside, other=0)
+                m2_of_split = tl.load(slot_ptr + 2 * slots + at, inside, other=0)
+                delta = tl.where(split < splits, shift + rest - mean, 0)
+                m2 += m2_of_split + delta * delta * (share * before)
+                mean += delta * share
         index = sample * channels + channel
         tl.store(mean_ptr + index, first + mean, channel < channels)
         tl.store(m2_ptr + index, m2, channel < channels)

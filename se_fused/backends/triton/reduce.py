@@ -22,11 +22,6 @@ from se_fused.backends.triton.tiles import (
     zeros,
 )
 
-# What autotuning tries; see apply.py. Here the sums across a program's warps speak for few, the
-# excitation of the last program for many.
-WARPS = (2, 4, 8)
-TUNING_KEY = ("channels", "spatial", "hidden", "LAYOUT")
-
 
 # z = Σ x / M [N, C], eq. 2; with weights also g = gate(W2 act(W1 z + b1) + b2), eq. 3.
 # One program: BLOCK_C channels of one sample, tiles_per_split tiles of BLOCK_M positions.
