@@ -94,7 +94,7 @@ def _rows(runs) -> dict:
             if identity(row) in seen:
                 raise RequestError(f"{path}: {benchmark['name']} is in {seen[identity(row)]} too")
             seen[identity(row)] = path
-            found[section_of(row)].append(_rounded(row))
+            found[section_of(row)].append(rounded(row))
     return found
 
 
@@ -111,9 +111,9 @@ def _same(what: str, values: dict):
     return value
 
 
-def _rounded(value):
+def rounded(value):
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     return float(f"{value:.{KEPT_DIGITS}g}") if isinstance(value, float) else value
 
 

@@ -42,7 +42,11 @@ def device(request):
 
 
 def pytest_generate_tests(metafunc):
-    """Every backend that this device has, but for eager, which is among the contenders."""
+    """Every backend that this device has, but for eager, which is among the contenders; networks
+    in fp32, on a GPU under autocast too."""
+    if "network_dtype" in metafunc.fixturenames:
+        on_gpu = device_of(metafunc.config).type == "cuda"
+        metafunc.parametrize("network_dtype", ["fp32", "bf16 autocast"] if on_gpu else ["fp32"])
     if "fused_backend" in metafunc.fixturenames:
         device = device_of(metafunc.config)
         names = [

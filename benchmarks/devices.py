@@ -1,5 +1,6 @@
 """The device that a benchmark ran on, as `pytest benchmarks` writes it into its JSON."""
 
+import math
 import platform
 import re
 import subprocess
@@ -32,6 +33,14 @@ def file_name(device: dict) -> str:
     if device["kind"] == "cpu":
         slug = "-".join(filter(None, ("cpu", slug, device["capability"])))
     return slug + ".json"
+
+
+def sets_past_cache(set_bytes: int, device: torch.device) -> int:
+    """How many sets of tensors, taken in turn, pass a GPU's L2 cache twice; 1 on a CPU."""
+    if device.type != "cuda":
+        return 1
+    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    return 1 + math.ceil(2 * l2_bytes / set_bytes)
 
 
 def cpu_name() -> str:

@@ -1,9 +1,12 @@
 """What the blocks are measured on."""
 
+import collections
+import functools
 import itertools
 import math
 
 import torch
+from devices import sets_past_cache
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = ("contiguous", "channels_last")
@@ -15,10 +18,6 @@ class Inputs:
 
     def __init__(self, map, dtype, layout, device, add=False):
         self.map_bytes = math.prod(map.shape) * dtype.itemsize
-        copies = 1
-        if device.type == "cuda":
-            l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-            copies = 1 + math.ceil(2 * l2_bytes / self.map_bytes)
         format = torch.contiguous_format
         if layout == "channels_last":
             format = {4: torch.channels_last, 5: torch.channels_last_3d}[len(map.shape)]
@@ -28,21 +27,27 @@ class Inputs:
 
         self.sets = [
             (make().requires_grad_(), make(), *(make().requires_grad_() for _ in range(add)))
-            for _ in range(copies)
+            for _ in range(sets_past_cache(self.map_bytes, device))
         ]
         self.first = self.sets[0]
 
     def caller(self, block, direction):
-        turns = itertools.cycle(self.sets)
+        """A call of the block, on the next set each time."""
+        turns = itertools.cycle(self.callers(block, direction))
+        # So that outputs pass the cache too; with one set nothing is kept.
+        kept = collections.deque(maxlen=len(self.sets) - 1)
+        return lambda: kept.append(next(turns)())
+
+    def callers(self, block, direction) -> list:
+        """A call of the block for each set."""
         wanted = list(block.parameters())
 
-        def forward():
-            x, _, *residual = next(turns)
+        def forward(x, _, *residual):
             with torch.no_grad():
-                block(x, *residual)
+                return block(x, *residual)
 
-        def forward_backward():
-            x, dy, *residual = next(turns)
-            torch.autograd.grad(block(x, *residual), [x, *residual, *wanted], dy)
+        def forward_backward(x, dy, *residual):
+            return torch.autograd.grad(block(x, *residual), [x, *residual, *wanted], dy)
 
-        return forward if direction == "forward" else forward_backward
+        call = forward if direction == "forward" else forward_backward
+        return [functools.partial(call, *tensors) for tensors in self.sets]

@@ -229,14 +229,18 @@ def _training_steps(plt, rows, where):
         _stacks(ax, group)
         ax.set_title(f"{name}, {batch} × {size}²", loc="left")
     _legend(figure, axes, ncols=3)
-    figure.suptitle(f"SE in a training step, fp32, {where}", fontweight="bold")
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    dtype = f", {dtypes[0]}" if len(dtypes) == 1 else ""
+    figure.suptitle(f"SE in a training step{dtype}, {where}", fontweight="bold")
     return figure
 
 
 def _stacks(ax, rows):
     ticks, names, y = [], [], 0
+    several = len({row["dtype"] for row in rows}) > 1
     for row in rows:
-        ax.text(0, y - 0.55, f" {row['layout']}", va="bottom", fontsize=8, style="italic")
+        name = f" {row['dtype']}, {row['layout']}" if several else f" {row['layout']}"
+        ax.text(0, y - 0.55, name, va="bottom", fontsize=8, style="italic")
         for kind in (kind for kind in COPIES if kind in row["ms"]):
             total = row["ms"][kind]["median"]
             base = row["ms"].get(without_se(kind), {}).get("median")

@@ -33,6 +33,7 @@ BESIDE_TAIL = {
     "eager": "eager",
     "swapped": "FusedSE alone",
     "compiled": "compiled",
+    "fused, compiled": "fused, compiled",
     "without SE": "eager, without SE",
     "without SE, compiled": "compiled, without SE",
 }

@@ -112,11 +112,12 @@ def network(result: dict, folded: bool = False) -> str:
     taxed = [kind for kind in kinds if any(without_se(kind) in row["ms"] for row in rows)]
     ours = [kind for kind in ("fused", "fused blocks") if kind in kinds]
     several = len(results_file.backends(rows)) > 1
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     lines = []
     for row in rows:
         ms = {kind: found["median"] for kind, found in row["ms"].items()}
-        backend = f", {row['backend']}" if several else ""
-        cells = [f"{row['network']}, {row['batch']} × {row['size']}²", f"{row['layout']}{backend}"]
+        how = [row["dtype"]] * (len(dtypes) > 1) + [row["layout"]] + [row["backend"]] * several
+        cells = [f"{row['network']}, {row['batch']} × {row['size']}²", ", ".join(how)]
         cells += [cell(row["images_per_second"].get(kind), number) for kind in kinds]
         cells += [cell(ms["eager"] / ms[kind] if kind in ms else None, "{:.2f}".format)
                   for kind in ours]
@@ -125,7 +126,7 @@ def network(result: dict, folded: bool = False) -> str:
         lines.append(cells)
     named = " / ".join
     head = [
-        "network, batch", "layout", *(f"images/s, {COPIES[kind]}" for kind in kinds),
+        "network, batch", "dtype, layout" if len(dtypes) > 1 else "layout", *(f"images/s, {COPIES[kind]}" for kind in kinds),
         *(f"{COPIES[kind]} over untouched" for kind in ours),
         f"SE tax: {named(COPIES[kind] for kind in taxed)}",
         f"peak MiB: {named(COPIES[kind] for kind in kinds)}",
@@ -138,8 +139,9 @@ def network(result: dict, folded: bool = False) -> str:
         ]
         name = f"{COPIES[kind]} " if len(ours) > 1 else ""
         means.append(f"{name}{statistics.geometric_mean(speedups):.2f}")
+    dtype = f", {dtypes[0]}" if len(dtypes) == 1 else ""
     return "\n\n".join([
-        f"{stands(result, 'network')} Training step, fp32: forward, loss, backward. SE tax: its "
+        f"{stands(result, 'network')} Training step{dtype}: forward, loss, backward. SE tax: its "
         "time over that of the network without its SE blocks, which is compiled for a compiled "
         "one. Peak: what a step allocates.",
         markdown(head, lines),

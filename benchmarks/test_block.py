@@ -16,8 +16,15 @@ import maps
 import pytest
 import torch
 from inputs import DTYPES, LAYOUTS, Inputs
-from timing import copy_bandwidth, graphed, launch_milliseconds, milliseconds, quartiles
-from verification import Exact
+from timing import (
+    copy_bandwidth,
+    graphed,
+    in_turn,
+    launch_milliseconds,
+    quartiles,
+    stopwatch,
+)  # fmt: skip
+from verification import Exact, without_tf32
 
 from se_fused import backend
 
@@ -57,11 +64,11 @@ def rows():
 def test_block(benchmark, device, fused_backend, map, dtype, layout, name, direction):
     inputs = Inputs(map, DTYPES[dtype], layout, device)
     theirs, ours = contenders.pair(name, map, DTYPES[dtype], device)
-    with backend(fused_backend):
+    with backend(fused_backend), without_tf32():
         exact = Exact(contenders.functional(map), ours, *inputs.first)
         exact.judge(ours)
         exact.judge(theirs, arithmetic=DTYPES[dtype])
-        calls = {"this": inputs.caller(theirs, direction), "fused": inputs.caller(ours, direction)}
+        sides = {"this": theirs, "fused": ours}
         benchmark.group = f"{map.network} {map.size} {dtype} {layout} {direction}"
         benchmark.extra_info.update(
             network=map.network, shape=map.shape, hidden=map.hidden, act=map.act, gate=map.gate,
@@ -70,28 +77,34 @@ def test_block(benchmark, device, fused_backend, map, dtype, layout, name, direc
             map_bytes=inputs.map_bytes,
             passes=PASSES[direction],
             copy_gbs=copy_bandwidth(math.prod(map.shape), DTYPES[dtype], device),
-            **measure(benchmark, calls, device),
+            **measure(benchmark, sides, inputs, direction, device),
         )
 
 
-def measure(benchmark, calls, device) -> dict:
+def measure(benchmark, sides, inputs, direction, device) -> dict:
     """Times the contender with pytest-benchmark, FusedSE in between; the times of both in ms."""
-    estimate = sum(milliseconds(call, device) for call in calls.values()) / 1e3
+    calls = {name: inputs.caller(block, direction) for name, block in sides.items()}
+    turns = {name: stopwatch(call, device) for name, call in calls.items()}
+    estimate = sum(measured() for measured in turns.values()) / 1e3
     rounds = min(max(int(SECONDS / max(estimate, 1e-9)), 7), 200)
     times = {"this": [], "fused": []}
 
     def turn(name):
-        times[name].append(milliseconds(calls[name], device))
+        times[name].append(turns[name]())
 
     benchmark.pedantic(
         turn, args=("this",), setup=lambda: turn("fused"), rounds=rounds, warmup_rounds=2
     )
     found = {f"{name}_ms": quartiles(of[2:]) for name, of in times.items()}
     if device.type == "cuda":
-        for name, call in calls.items():
-            replay = graphed(call)
-            found[f"{name}_graph_ms"] = quartiles([milliseconds(replay, device) for _ in range(20)])
+        count = len(inputs.sets)
+        graphs = {
+            name: graphed(inputs.callers(block, direction), device)
+            for name, block in sides.items()
+        }
+        for name, of in in_turn(graphs, seconds=0, fewest=20, device=device).items():
+            found[f"{name}_graph_ms"] = quartiles([passed / count for passed in of])
             found[f"{name}_launch_ms"] = quartiles(
-                [launch_milliseconds(call, device) for _ in range(20)]
+                [launch_milliseconds(calls[name], device) for _ in range(20)]
             )
     return found

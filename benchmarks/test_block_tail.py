@@ -19,7 +19,7 @@ from inputs import DTYPES, LAYOUTS, Inputs
 from tails import MBCONV, RESIDUAL
 from timing import beside, quartiles
 from torch import Tensor, nn
-from verification import Exact, copy_weights
+from verification import Exact, copy_weights, without_tf32
 
 from se_fused import backend
 
@@ -52,20 +52,8 @@ def test_tail(benchmark, device, fused_backend, request, tail, map, dtype, layou
     blocks = contenders(tail, map, DTYPES[dtype], device)
     if request.config.getoption("--full"):
         blocks |= compiled(blocks)
-    x, dy, *residual = inputs.first
-    # PyTorch's BatchNorm adds up a batch in channels_last in one run; the fused one may not.
-    added = x.numel() // x.shape[1]
-    with backend(fused_backend):
-        for kind in ("eager", "without SE"):
-            decided = without_close_calls(blocks[kind], x, dy, *residual)
-            exact = Exact(copy.deepcopy(blocks[kind]), blocks[kind], x, decided, *residual)
-            for name, block in blocks.items():
-                if ("without SE" in name) != (kind == "without SE"):
-                    continue
-                if name == "fused":
-                    exact.judge(block)
-                else:
-                    exact.judge(block, arithmetic=x.dtype, longer=max(1, added**0.5 / 10))
+    with backend(fused_backend), without_tf32():
+        judge(blocks, *inputs.first)
         calls = {name: inputs.caller(block, "forward+backward") for name, block in blocks.items()}
         times = beside(benchmark, calls, "fused", SECONDS, device)
     benchmark.extra_info.update(
@@ -74,6 +62,22 @@ def test_tail(benchmark, device, fused_backend, request, tail, map, dtype, layou
         map_bytes=math.prod(map.shape) * DTYPES[dtype].itemsize,
         ms={name: quartiles(found) for name, found in times.items()},
     )
+
+
+def judge(blocks: dict[str, nn.Module], x: Tensor, dy: Tensor, *residual: Tensor):
+    """Each against float64, with SE or without."""
+    # PyTorch's BatchNorm adds up a batch in channels_last in one run; the fused one may not.
+    added = x.numel() // x.shape[1]
+    for kind in ("eager", "without SE"):
+        decided = without_close_calls(blocks[kind], x, dy, *residual)
+        exact = Exact(copy.deepcopy(blocks[kind]), blocks[kind], x, decided, *residual)
+        for name, block in blocks.items():
+            if ("without SE" in name) != (kind == "without SE"):
+                continue
+            if name == "fused":
+                exact.judge(block)
+            else:
+                exact.judge(block, arithmetic=x.dtype, longer=max(1, added**0.5 / 10))
 
 
 def contenders(tail, map, dtype, device) -> dict[str, nn.Module]:
@@ -93,7 +97,9 @@ def contenders(tail, map, dtype, device) -> dict[str, nn.Module]:
 
 def compiled(blocks) -> dict[str, nn.Module]:
     torch._dynamo.reset()
-    names = {"eager": "compiled", "without SE": "without SE, compiled"}
+    names = {
+        "eager": "compiled", "without SE": "without SE, compiled", "fused": "fused, compiled"
+    }
     return {
         name: torch.compile(copy.deepcopy(blocks[kind]), fullgraph=True, dynamic=False)
         for kind, name in names.items()

@@ -4,11 +4,12 @@
     pytest benchmarks/test_network.py --full    with them
 
 Forward, loss and backward. The copies take turns, step by step. "without SE" has the identity in
-place of each block: the time above it is what SE costs, the SE tax.
+place of each block: the time above it is what SE costs, the SE tax. In fp32; on a GPU also under
+bf16 autocast.
 """
 
+import contextlib
 import copy
-import functools
 import itertools
 
 import pytest
@@ -18,6 +19,7 @@ from models import copies
 from peak_memory import peak_of
 from timing import beside, quartiles
 from torch import nn
+from verification import without_tf32
 
 from se_fused import backend
 
@@ -31,6 +33,8 @@ NETWORKS = [
     ("se_resnet20", 32, 32, 256, True),
 ]
 SECONDS = 12
+# What rounding to 16 bits makes of a network differs from copy to copy, by a factor of a few.
+AUTOCAST_FACTOR = 3
 
 
 def rows():
@@ -45,12 +49,12 @@ def rows():
 
 
 @pytest.mark.parametrize("name, size, batches, layout", rows())
-def test_network(benchmark, device, fused_backend, request, name, size, batches, layout):
+def test_network(
+    benchmark, device, fused_backend, network_dtype, request, name, size, batches, layout
+):
     torch.manual_seed(0)
     batch = batches[device.type]
-    images = torch.randn(batch, 3, size, size, device=device)
-    images = images.contiguous(memory_format=LAYOUTS[layout])
-    labels = torch.arange(batch, device=device) % 10
+    images, labels = batch_of(batch, size, layout, device)
     if name != "se_resnet20":
         pytest.importorskip("timm", reason="not installed; se_resnet20 needs no library")
     networks = copies(name, num_classes=10)
@@ -59,27 +63,54 @@ def test_network(benchmark, device, fused_backend, request, name, size, batches,
     for network in networks.values():
         network.to(device, memory_format=LAYOUTS[layout])
 
-    def step(network):
-        network.zero_grad()
-        F.cross_entropy(network(images), labels).backward()
-
     with backend(fused_backend):
-        verify(networks, images)
+        verify(networks, images, network_dtype)
         calls = {}
         for kind, network in networks.items():
-            calls[kind] = functools.partial(step, network.train())
+            calls[kind] = step_of(network, images, labels, network_dtype)
             calls[kind]()  # the first call allocates gradients, and compiles
         peaks = {kind: peak_of(call, device) for kind, call in calls.items()}
         times = beside(benchmark, calls, "fused", SECONDS, device)
     benchmark.extra_info.update(
-        network=name, batch=batch, size=size, layout=layout, dtype="fp32",
-        backend=fused_backend, threads=torch.get_num_threads(),
-        ms={kind: quartiles(found) for kind, found in times.items()},
-        images_per_second={
-            kind: 1e3 * batch / quartiles(found)["median"] for kind, found in times.items()
-        },
-        peak_bytes=peaks,
+        network=name, batch=batch, size=size, layout=layout, dtype=network_dtype,
+        backend=fused_backend, threads=torch.get_num_threads(), **figures(times, batch, peaks),
     )
+
+
+def figures(times: dict[str, list[float]], batch: int, peaks: dict) -> dict:
+    """What the tables take, {what: {copy: figure}}, from the milliseconds of each copy."""
+    ms = {kind: quartiles(found) for kind, found in times.items()}
+    return {
+        "ms": ms,
+        "images_per_second": {kind: 1e3 * batch / of["median"] for kind, of in ms.items()},
+        "peak_bytes": peaks,
+    }
+
+
+def batch_of(batch: int, size: int, layout: str, device):
+    """Images and labels."""
+    images = torch.randn(batch, 3, size, size, device=device)
+    images = images.contiguous(memory_format=LAYOUTS[layout])
+    return images, torch.arange(batch, device=device) % 10
+
+
+def step_of(network, images, labels, dtype):
+    """A call that is a training step: forward, loss and backward."""
+    network.train()
+
+    def step():
+        network.zero_grad()
+        with autocast(dtype, images.device):
+            loss = F.cross_entropy(network(images), labels)
+        loss.backward()
+
+    return step
+
+
+def autocast(dtype: str, device):
+    if dtype == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def compiled_too(networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
@@ -92,14 +123,25 @@ def compiled_too(networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
     }
 
 
-def verify(networks, images):
-    """The swapped networks compute what the untouched one does: no time of a wrong result."""
-    for is_training, kind in itertools.product((False, True), ("fused", "fused blocks")):
-        with torch.no_grad():
-            found, expected = (
-                with_branches(networks[name]).train(is_training)(images) for name in (kind, "eager")
-            )
-        assert (found - expected).norm() <= 1e-3 * expected.norm(), f"{kind}: not what eager finds"
+def verify(networks, images, dtype="fp32"):
+    """The swapped networks compute what the untouched one does: no time of a wrong result.
+
+    In fp32; under autocast they are also as near to fp32 as the untouched one is.
+    """
+
+    def result(name, dtype, is_training):
+        with torch.no_grad(), without_tf32(), autocast(dtype, images.device):
+            return with_branches(networks[name]).train(is_training)(images).float()
+
+    for is_training in (False, True):
+        expected = result("eager", "fp32", is_training)
+        allowed = {"fp32": 1e-3 * expected.norm()}
+        if dtype != "fp32":
+            rounding = (result("eager", dtype, is_training) - expected).norm()
+            allowed[dtype] = AUTOCAST_FACTOR * rounding + allowed["fp32"]
+        for kind, of in itertools.product(("fused", "fused blocks"), allowed):
+            error = (result(kind, of, is_training) - expected).norm()
+            assert error <= allowed[of], f"{kind}, {of}: not what eager finds"
 
 
 def with_branches(network) -> nn.Module:

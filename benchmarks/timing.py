@@ -1,11 +1,17 @@
 """Times of several callables that take turns, so that all meet the same disturbances."""
 
+import functools
+import gc
 import statistics
 import time
 
 import torch
+from devices import sets_past_cache
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 CPU = torch.device("cpu")
+LONGEST_WAIT = 50  # ms; a thousand launches fill the queue of a GPU in less
 
 
 def medians(calls: dict, seconds=1.5, fewest=7, most=200, in_a_row=1, device=CPU) -> dict:
@@ -24,6 +30,7 @@ def in_turn(
     for call in calls.values():
         for _ in range(2):
             call()
+    turns = {name: stopwatch(call, device, in_a_row) for name, call in calls.items()}
     times = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     for done in range(most):
@@ -31,68 +38,115 @@ def in_turn(
             break
         order = list(calls)[:: 1 if done % 2 else -1]
         for name in order:
-            times[name].append(milliseconds(calls[name], device, in_a_row))
+            times[name].append(turns[name]())
     return times
 
 
 def beside(benchmark, calls: dict, name: str, seconds, device) -> dict[str, list[float]]:
     """pytest-benchmark times one of the callables; before each of its rounds the others have their
     turns. Milliseconds of all."""
+    turns = {other: stopwatch(call, device) for other, call in calls.items()}
     times = {other: [] for other in calls}
 
     def turn(which):
-        times[which].append(milliseconds(calls[which], device))
+        times[which].append(turns[which]())
 
     def others():
         for other in calls:
             if other != name:
                 turn(other)
 
-    estimate = sum(milliseconds(call, device) for call in calls.values()) / 1e3
+    estimate = sum(measured() for measured in turns.values()) / 1e3
     rounds = min(max(int(seconds / estimate), 5), 100)
     benchmark.pedantic(turn, args=(name,), setup=others, rounds=rounds, warmup_rounds=1)
     return {which: found[1:] for which, found in times.items()}
 
 
-def milliseconds(call, device=CPU, in_a_row=1) -> float:
-    """One turn: wall time on a CPU, on a GPU the time on the device, launches excluded."""
-    if device.type != "cuda":
+def stopwatch(call, device=CPU, in_a_row=1):
+    """A function that times one turn, in milliseconds of a call: wall time on a CPU, on a GPU the
+    time on the device, launches excluded. They queue up there behind a wait that is longer than
+    they take."""
+
+    def on_cpu():
         begin = time.perf_counter()
         for _ in range(in_a_row):
             call()
         return 1e3 * (time.perf_counter() - begin) / in_a_row
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(2_000_000)  # about 1 ms, in which the launches queue up behind it
-    begin.record()
-    for _ in range(in_a_row):
-        call()
-    end.record()
-    torch.cuda.synchronize(device)
-    return begin.elapsed_time(end) / in_a_row
+
+    if device.type != "cuda":
+        return on_cpu
+    launches = statistics.median(launch_milliseconds(call, device) for _ in range(3))
+    wait = min(1 + 2 * in_a_row * launches, LONGEST_WAIT)
+    cycles = int(wait * _cycles_per_millisecond(device))
+
+    def on_gpu():
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(cycles)
+        begin.record()
+        for _ in range(in_a_row):
+            call()
+        end.record()
+        torch.cuda.synchronize(device)
+        return begin.elapsed_time(end) / in_a_row
+
+    return on_gpu
+
+
+@functools.cache
+def _cycles_per_millisecond(device) -> float:
+    """Of the clock that ``torch.cuda._sleep`` counts; not less than 2 GHz, as it may rise."""
+    for _ in range(3):  # it rises under load
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        torch.cuda._sleep(10_000_000)
+        end.record()
+        torch.cuda.synchronize(device)
+    return max(10_000_000 / begin.elapsed_time(end), 2e6)
 
 
 def launch_milliseconds(call, device) -> float:
     """What a call takes on the CPU until its kernels are queued, on an idle GPU."""
-    torch.cuda.synchronize(device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
+    wait(device)
     begin = time.perf_counter()
     call()
     passed = 1e3 * (time.perf_counter() - begin)
-    torch.cuda.synchronize(device)
+    wait(device)
     return passed
 
 
-def graphed(call):
-    """The same call as a CUDA graph, which launches nothing one by one."""
+def graphed(calls: list, device):
+    """All the calls as one CUDA graph, which launches nothing one by one. Each has a set of inputs
+    of its own, and all have outputs of their own: nothing is found in the cache. On a CPU, which
+    has no graphs: the calls themselves."""
+    if device.type != "cuda":
+        return lambda: [call() for call in calls]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
+        for call in (*calls, calls[0]):
             call()
     torch.cuda.current_stream().wait_stream(stream)
+    gc.collect()  # a graph of autograd that is left over would have nodes of other streams
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
+        outputs = [call() for call in calls]
+    del outputs  # their memory is the graph's
     return graph.replay
+
+
+def count_kernels(call, device) -> int | None:
+    """Kernels, copies and fills that a call has a GPU do; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        call()
+        torch.cuda.synchronize(device)
+    return sum(
+        event.device_type == DeviceType.CUDA and not event.is_user_annotation
+        for event in record.events()
+    )
 
 
 def quartiles(times: list[float]) -> dict:
@@ -101,8 +155,12 @@ def quartiles(times: list[float]) -> dict:
 
 
 def copy_bandwidth(elements: int, dtype, device) -> float:
-    """GB/s of ``clone`` on a tensor of this size: read and written, the ceiling of every pass."""
+    """GB/s of a copy of a tensor of this size: read and written, the ceiling of every pass."""
     source = torch.zeros(elements, dtype=dtype, device=device)
-    target = torch.empty_like(source)
-    times = in_turn({"copy": lambda: target.copy_(source)}, seconds=0.3, device=device)["copy"]
-    return 2 * source.nbytes / statistics.median(times) / 1e6
+    pairs = [(source, torch.empty_like(source))]
+    for _ in range(1, sets_past_cache(source.nbytes, device)):
+        pairs.append((torch.zeros_like(source), torch.empty_like(source)))
+    calls = [lambda source=source, target=target: target.copy_(source) for source, target in pairs]
+    copies = {"copy": graphed(calls, device)}
+    times = in_turn(copies, seconds=0.3, device=device)["copy"]
+    return 2 * source.nbytes * len(calls) / statistics.median(times) / 1e6

@@ -32,15 +32,25 @@ class Exact:
         self.results = gradients(plain, dy.double(), *wide)
         self.scales = _scales(plain, x.detach(), dy, *(r.detach() for r in residual))
 
-    def judge(self, block: nn.Module, arithmetic: torch.dtype | None = None, longer: float = 1):
+    def judge(
+        self, block: nn.Module, arithmetic: torch.dtype | None = None, longer: float = 1
+    ) -> float:
         """arithmetic: of the block, at least float32 if not given. longer: its sums may err by so
-        much more than those of a kernel of ours."""
+        much more than those of a kernel of ours. Returns the most that is used of the limit."""
         arithmetic = arithmetic or acc_dtype(self.dy.dtype)
         label = f"{type(block).__name__} {tuple(self.dy.shape)} {self.dy.dtype}"
         found = gradients(block, self.dy, *self.inputs)
+        shares = []
         for result, exact, (name, scale) in zip(found, self.results, self.scales, strict=True):
             exact = exact.view(result.shape)
-            assert_right(f"{label}: {name}", result, exact, longer * scale, arithmetic)
+            scale = longer * scale
+            shares.append(assert_right(f"{label}: {name}", result, exact, scale, arithmetic))
+        return max(shares)
+
+
+def without_tf32():
+    """Convolutions of float32 maps in float32 on a GPU, where PyTorch has them in TF32."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def gradients(block: nn.Module, dy: Tensor, *inputs: Tensor) -> list[Tensor]:

@@ -115,12 +115,15 @@ def used(found: Tensor, exact: Tensor, scale: Tensor, arithmetic: torch.dtype) -
     return shares.nan_to_num(float("inf")).max().item()
 
 
-def assert_right(name: str, found: Tensor, exact: Tensor, scale: Tensor, arithmetic: torch.dtype):
-    """The rule, for one result, whose arithmetic is in this dtype."""
+def assert_right(
+    name: str, found: Tensor, exact: Tensor, scale: Tensor, arithmetic: torch.dtype
+) -> float:
+    """The rule, for one result, whose arithmetic is in this dtype. What is used of the limit."""
     assert found.shape == exact.shape, f"{name}: shape {found.shape}, expected {exact.shape}"
     assert exact.isfinite().all() and scale.isfinite().all(), f"{name}: no finite reference"
     share = used(found, exact, scale, arithmetic)
     assert share <= 1, f"{name}: error {share:.3g} times what rounding may leave"
+    return share
 
 
 def accuracy(draws: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> float:
