@@ -14,9 +14,9 @@ LAYOUTS = ("contiguous", "channels_last")
 
 class Inputs:
     """x and dy, and a residual if there is one; on a GPU as many of them in turn as it takes to
-    pass its L2 cache."""
+    pass its L2 cache, if it is not said how many."""
 
-    def __init__(self, map, dtype, layout, device, add=False):
+    def __init__(self, map, dtype, layout, device, add=False, sets=None):
         self.map_bytes = math.prod(map.shape) * dtype.itemsize
         format = torch.contiguous_format
         if layout == "channels_last":
@@ -27,7 +27,7 @@ class Inputs:
 
         self.sets = [
             (make().requires_grad_(), make(), *(make().requires_grad_() for _ in range(add)))
-            for _ in range(sets_past_cache(self.map_bytes, device))
+            for _ in range(sets or sets_past_cache(self.map_bytes, device))
         ]
         self.first = self.sets[0]
 

@@ -4,7 +4,8 @@
     python benchmarks/report.py FILE FILE …        compares devices or commits
     python benchmarks/report.py FILE --readme --plots DIR
 
-FILE: benchmarks/results/<device>.json, as `collect.py` writes it.
+FILE: benchmarks/results/<device>.json, as `collect.py` writes it; or the results.jsonl of `gpu.py`,
+of which that file is made first. Of a GPU, the README has one table.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from errors import RequestError
 from se_fused import ops
 
 ROOT = Path(__file__).resolve().parents[1]
+BESIDE = Path()  # the results
 
 
 def machine() -> dict:
@@ -62,17 +64,24 @@ def write_readme(text: str, name: str, source: Path):
 
 
 def show(result: dict, source: str, readme: bool, plots: Path | None):
+    import gpu_tables
     import tables  # the scripts that import this one have tables of their own
     import tail_table
 
     made = {}
-    if result["block"]:
-        made["bench table"] = tables.block
-    if result["tail"]:
-        made["tail table"] = tail_table.table
-    if result["network"]:
-        made["network bench table"] = tables.network
-    print("\n\n".join(table(result) for table in made.values()))
+    if result["device"]["kind"] == "cuda" or "smoke" in result:
+        made["gpu table"] = gpu_tables.table
+    else:
+        if result["block"]:
+            made["bench table"] = tables.block
+        if result["tail"]:
+            made["tail table"] = tail_table.table
+        if result["network"]:
+            made["network bench table"] = tables.network
+    shown = "\n\n".join(table(result) for table in made.values())
+    if not shown:
+        raise RequestError(f"{source}: no figures in it")
+    print(shown)
     if plots:
         from plots import draw
 
@@ -82,13 +91,33 @@ def show(result: dict, source: str, readme: bool, plots: Path | None):
             write_readme(table(result, folded=True), name, Path(source))
 
 
+def stored(lines: str, readme: bool) -> str:
+    """The path of the results file, made of the lines of gpu.py; of a dry run it is beside them."""
+    from devices import file_name
+    from gpu_lines import collected
+    from results_file import dumps
+
+    result = collected(lines)
+    if result["dry"] and readme:
+        raise RequestError(f"{lines}: of a dry run, on tiny maps; nothing for README.md")
+    folder = Path(lines).parent if result["dry"] else ROOT / "benchmarks" / "results"
+    path = folder / file_name(result["device"])
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(dumps(result))
+    print(f"Results: {path}")
+    return str(path)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--readme", action="store_true", help="write the tables into README.md")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the plots there")
+    parser.add_argument(
+        "--plots", type=Path, metavar="DIR", nargs="?", const=BESIDE,
+        help="draw the plots there; without DIR: in a folder beside the results, named as they are",
+    )
     args = parser.parse_args(arguments)
     if len(args.files) > 1 and (args.readme or args.plots):
         parser.error("--readme and --plots take one FILE")
@@ -96,11 +125,14 @@ def main(arguments=None):
     from results_file import load
 
     try:
-        results = {path: load(path) for path in args.files}
-        if len(args.files) > 1:
+        files = [stored(path, args.readme) if path.endswith(".jsonl") else path
+                 for path in args.files]
+        results = {path: load(path) for path in files}
+        if len(files) > 1:
             print(compare(results))
         else:
-            show(results[args.files[0]], args.files[0], args.readme, args.plots)
+            plots = Path(files[0]).with_suffix("") if args.plots == BESIDE else args.plots
+            show(results[files[0]], files[0], args.readme, plots)
     except RequestError as error:
         sys.exit(str(error))
 

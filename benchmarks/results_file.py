@@ -5,7 +5,8 @@
      "block": [a row of test_block.py, …], "network": [a row of test_network.py, …],
      "tail": [a row of test_block_tail.py, …]}
 
-The tail is younger than the others: a file without it has none.
+The tail is younger than the others: a file without it has none. What gpu.py measures beside these
+stands in sections of its own, see `gpu_lines.py`.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from contenders import COMPILED, EAGER
 from errors import RequestError
+from gpu_lines import SECTIONS as OF_A_GPU
 
 SECTIONS = ("block", "network", "tail")
 DIRECTIONS = ("forward", "forward+backward")
@@ -109,9 +111,10 @@ def load(path) -> dict:
 
 def dumps(result: dict) -> str:
     """JSON with a line per row, so that a diff shows rows."""
-    head = {key: value for key, value in result.items() if key not in SECTIONS}
+    sections = [name for name in (*SECTIONS, *OF_A_GPU) if name in result]
+    head = {key: value for key, value in result.items() if key not in sections}
     parts = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-    for section in SECTIONS:
+    for section in sections:
         rows = ",\n".join(f"  {json.dumps(row)}" for row in result[section])
         parts.append(f' "{section}": [\n{rows}\n ]' if rows else f' "{section}": []')
     return "{\n" + ",\n".join(parts) + "\n}\n"

@@ -24,14 +24,14 @@ def block(result: dict, folded: bool = False) -> str:
         parts += [
             "Geometric mean over the maps (lowest):",
             means(rows),
-            _fold("Map by map, forward / forward + backward. GB/s: the map's bytes × the passes "
+            fold("Map by map, forward / forward + backward. GB/s: the map's bytes × the passes "
                   "that FusedSE makes over it (3 / 7), over its time; share: over the GB/s of "
                   "PyTorch's copy of such a map. A map that stays in the cache may pass 100 %.",
                   by_map(rows), folded),
         ]
         if any("fused_graph_ms" in row for row in rows):
             parts.append(
-                _fold("Microseconds: kernels, queued before they start / the same as a CUDA graph "
+                fold("Microseconds: kernels, queued before they start / the same as a CUDA graph "
                       "/ the CPU until all is queued.", launches(rows), folded)
             )
     return "\n\n".join(parts)
@@ -126,7 +126,8 @@ def network(result: dict, folded: bool = False) -> str:
         lines.append(cells)
     named = " / ".join
     head = [
-        "network, batch", "dtype, layout" if len(dtypes) > 1 else "layout", *(f"images/s, {COPIES[kind]}" for kind in kinds),
+        "network, batch", "dtype, layout" if len(dtypes) > 1 else "layout",
+        *(f"images/s, {COPIES[kind]}" for kind in kinds),
         *(f"{COPIES[kind]} over untouched" for kind in ours),
         f"SE tax: {named(COPIES[kind] for kind in taxed)}",
         f"peak MiB: {named(COPIES[kind] for kind in kinds)}",
@@ -199,7 +200,7 @@ def spaced(direction) -> str:
     return direction.replace("+", " + ")
 
 
-def _fold(title: str, table: str, folded: bool) -> str:
+def fold(title: str, table: str, folded: bool) -> str:
     lines = table.count("\n") - 1
     if not folded or lines <= FOLDED:
         return f"{title}\n\n{table}"

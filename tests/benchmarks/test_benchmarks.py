@@ -9,6 +9,7 @@ from pathlib import Path
 import block
 import bounds
 import contenders
+import gpu_tables
 import maps
 import pytest
 import tables
@@ -33,18 +34,29 @@ TABLES = {
     "bench table": functools.partial(tables.block, folded=True),
     "network bench table": functools.partial(tables.network, folded=True),
 }
+GPU_TABLES = {"gpu table": functools.partial(gpu_tables.table, folded=True)}
 README = (ROOT / "README.md").read_text()
 
 
 def assert_shows_its_file(readme, name):
     found = re.search(rf"<!-- {name}: (\S+) -->\n(.*)\n<!-- end of {name} -->", readme, re.DOTALL)
     assert found, f"no {name} whose marker names a file"
-    assert found[2] == TABLES[name](json.loads((ROOT / found[1]).read_text()))
+    assert found[2] == (TABLES | GPU_TABLES)[name](json.loads((ROOT / found[1]).read_text()))
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_readme_shows_the_committed_results(name):
     assert_shows_its_file(README, name)
+
+
+def test_readme_shows_a_gpu_s_results_as_soon_as_there_are_any():
+    results = {path: json.loads(path.read_text())
+               for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    if any(found.get("device", {}).get("kind") == "cuda" for found in results.values()):
+        assert_shows_its_file(README, "gpu table")
+    else:
+        nothing = "No GPU has measured anything yet: `make gpu` does it."
+        assert f"<!-- gpu table -->\n{nothing}\n<!-- end of gpu table -->" in README
 
 
 def test_readme_that_shows_other_results_is_seen():

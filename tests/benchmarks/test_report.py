@@ -11,17 +11,10 @@ import report
 import results_file
 import tables
 import tail_table
-from bench_results import GPU, block_row, network_row, quartiles, tail_row, two_maps
+from bench_results import GPU, block_row, cells, network_row, quartiles, tail_row, two_maps
 from errors import RequestError
 
 NETWORK = {"eager": 20.0, "fused": 16.0, "without SE": 10.0}
-
-
-def cells(table: str) -> list[list[str]]:
-    """The lines of Markdown tables, head and all, without rules."""
-    lines = [line for line in table.splitlines() if line.startswith("|")]
-    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [line for line in found if set(line[0]) != {"-"}]
 
 
 def stored(tmp_path, name, **content) -> str:

@@ -1,4 +1,4 @@
-"""Results files made by hand, with times that nobody measured."""
+"""Results files made by hand, with times that nobody measured; and what a table shows."""
 
 import copy
 
@@ -85,3 +85,10 @@ def of_pytest(rows, device=DEVICE, malloc="default", **changes):
         "version": "5.0",
         **changes,
     }
+
+
+def cells(table: str) -> list[list[str]]:
+    """The lines of Markdown tables, head and all, without rules."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [line for line in found if set(line[0]) != {"-"}]

@@ -1,0 +1,246 @@
+"""Correctness and the most wanted numbers of a GPU, in eight minutes.
+
+    python benchmarks/gpu.py                 every stage, each a process of its own
+    python benchmarks/gpu.py --dry           the same on tiny maps on the CPU, to try the script
+    python benchmarks/gpu.py --stages network,ncu
+
+A figure is a line in DIR/results.jsonl as soon as it is there (gpu_lines.py), what the processes
+print is in DIR/log.txt. A stage that hangs, crashes or takes too long leaves what it has written,
+and the next one starts. `python benchmarks/report.py DIR/results.jsonl` makes tables of the lines.
+
+Exit status: 0 if every comparison with float64 was made and right; dry, if nothing failed and no
+figure is missing.
+"""
+
+import argparse
+import contextlib
+import datetime
+import functools
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import gpu_lines
+import gpu_tools
+
+ROOT = Path(__file__).resolve().parents[1]
+# Most seconds of each, most wanted first.
+STAGES = {
+    "device": 40, "smoke": 60, "block": 110, "tail": 80, "network": 150,
+    "ncu": 45, "tests": 90, "sanitizer": 60,
+}  # fmt: skip
+TOOLS = ("ncu", "tests", "sanitizer")
+# Compile beside the comparisons what is timed after them: nobody else is on the GPU then.
+WARMERS = [
+    "block:0", "block:1", "block:2", "tail:0", "tail:1",
+    "network:eager", "network:fused blocks", "network:without SE", "network:fused",
+]  # fmt: skip
+DRY_WARMERS = ["tail:0"]
+# Of the cases of a stage, processes that share them have every so-manieth.
+STRIDES = {"smoke": 4, "block": 3, "tail": 2}
+CACHES = Path(tempfile.gettempdir()) / f"se_fused-gpu-{os.getuid()}"
+WARMING = 45  # most seconds that warmers have after the comparisons
+LEAST = 8  # seconds, with fewer left a stage is not begun
+GRACE = 5  # seconds between being asked to stop and being stopped
+
+
+def main(arguments=None) -> int:
+    args = _arguments(arguments)
+    folder = args.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.stage:
+        run_stage(args.stage, folder, args.dry)
+        return 0
+    end = time.monotonic() + args.seconds
+    warmed = DRY_WARMERS if args.dry else WARMERS
+    gpu_lines.write(folder, "run", **_commit(), dry=args.dry)
+    with (folder / "log.txt").open("a") as log:
+        run = functools.partial(start, folder=folder, dry=args.dry, log=log)
+        for stage in args.stages:
+            left = end - time.monotonic()
+            if left < LEAST:
+                _ended(folder, stage, "not begun", 0)
+                continue
+            warmers = [run(f"warm:{name}") for name in warmed] if stage == "smoke" else []
+            timed_stage(stage, run, folder, args.dry, min(STAGES[stage], left))
+            until = min(time.monotonic() + WARMING, end)
+            for warmer in warmers:
+                warmer.wait_until(until)
+            if warmers:
+                _forget_choices()
+    return _conclude(folder, args.dry, args.stages)
+
+
+def timed_stage(stage: str, run, folder: Path, dry: bool, seconds: float):
+    """One stage within its limit, and the line that says how it ended."""
+    lacking = gpu_tools.missing(stage, dry)
+    if lacking:
+        gpu_lines.write(folder, stage, **_note(stage, lacking))
+        _ended(folder, stage, lacking, 0)
+        return
+    if stage in TOOLS:
+        gpu_tools.forget(stage, folder)
+    begin = time.monotonic()
+    parts = [f"smoke:{part}" for part in range(STRIDES["smoke"])]
+    processes = [run(part) for part in (parts if stage == "smoke" and not dry else [stage])]
+    ends = [process.wait_until(begin + seconds) for process in processes]
+    status = next(filter(None, ends), 0)
+    if stage in TOOLS:
+        for row in gpu_tools.rows(stage, folder, dry):
+            gpu_lines.write(folder, stage, **row)
+    _ended(folder, stage, status, time.monotonic() - begin)
+
+
+def start(stage: str, folder: Path, dry: bool, log) -> "Process":
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}",
+        "PYTHONUNBUFFERED": "1",
+        "SE_FUSED_AUTOTUNE": "0",  # the stages choose the number of warps
+        "TORCHINDUCTOR_CACHE_DIR": str(CACHES / "inductor"),
+        "TRITON_CACHE_DIR": str(CACHES / "triton"),
+    }
+    if stage.startswith("warm:"):
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
+    if stage == "sanitizer":  # every tensor an allocation, so that its bounds are seen
+        environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    command = [sys.executable, __file__, "--out", str(folder), *["--dry"] * dry, "--stage"]
+    if stage in TOOLS:
+        command = gpu_tools.command(stage, folder, dry, command)
+    else:
+        command.append(stage)
+    log.write(f"\n== {stage}\n")
+    log.flush()
+    return Process(command, environment, log)
+
+
+class Process:
+    """A process and those that it starts: they end together."""
+
+    def __init__(self, command, environment, log):
+        self.process = subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )
+
+    def wait_until(self, end: float) -> int | str:
+        """Its exit status, or "cut". Asked to stop first: pytest then still writes its report."""
+        try:
+            return self.process.wait(max(end - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE)
+            return "cut"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def run_stage(name: str, folder: Path, dry: bool):
+    """In a process of its own: ``<stage>``, ``<stage>:<part>``, ``warm:<stage>:<part>``."""
+    import gpu_blocks
+    import gpu_networks
+    import gpu_smoke
+    import gpu_target
+    import torch
+    from gpu_stage import Stage
+
+    torch._dynamo.config.cache_size_limit = 64
+    if dry:  # Inductor's C++ takes minutes
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    stages = {
+        "device": gpu_smoke.device, "smoke": gpu_smoke.smoke, "block": gpu_blocks.block,
+        "tail": gpu_blocks.tail, "network": gpu_networks.network, "target": gpu_target.target,
+    }  # fmt: skip
+    warming = name.startswith("warm:")
+    name, _, part = name.removeprefix("warm:").partition(":")
+    arguments = [part] if part else []
+    if part.isdigit():
+        arguments = [slice(int(part), None, STRIDES[name])]
+    stages[name](Stage(name, folder, dry, warming), *arguments)
+
+
+def _forget_choices():
+    """Which of its configurations is fastest Inductor has tried beside others: it tries again."""
+    for choice in (CACHES / "inductor").glob("**/*.best_config"):
+        choice.unlink()
+
+
+def _ended(folder, stage, status, seconds):
+    gpu_lines.write(folder, "stages", stage=stage, exit=status, seconds=round(seconds, 1))
+    print(f"{stage}: {status if status else 'done'} ({seconds:.0f} s)", flush=True)
+
+
+def _note(stage: str, note: str) -> dict:
+    key = {"ncu": {"kernel": "none", "launch": 0}, "sanitizer": {"tool": "memcheck"}}[stage]
+    return {**key, "note": note}
+
+
+def _conclude(folder: Path, dry: bool, stages) -> int:
+    import gpu_tables
+    from errors import RequestError
+
+    path = folder / gpu_lines.NAME
+    try:
+        result = gpu_lines.collected(path)
+    except RequestError as error:
+        print(error)
+        return 1
+    print(f"\n{gpu_tables.summary(result)}\n\nLines: {path}")
+    wrong = [row for row in result["smoke"] if not row["ok"]]
+    faults = [f"wrong: {row['backend']} {row['kind']} {row['shape']} {row['layout']}: "
+              f"{row['error']}" for row in wrong]
+    lacking = gpu_lines.missing_figures(path)
+    faults += [text for text in lacking if dry or text.startswith("smoke")]
+    if "smoke" in stages and not result["smoke"]:
+        faults.append("no comparison with float64")
+    if dry:
+        faults += [f"{row['stage']}: exit status {row['exit']}" for row in result["stages"]
+                   if row["stage"] in stages and row["exit"] != 0]
+        faults += [f"{row['of']}: {row['what']}: {row['error']}" for row in result["errors"]]
+        sections = {stage: "copy" if stage == "device" else stage for stage in stages}
+        faults += [f"{stage}: no figure" for stage, of in sections.items() if not result[of]]
+    print("\n".join(faults))
+    return int(bool(faults))
+
+
+def _commit() -> dict:
+    def git(*command):
+        try:
+            return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True,
+                                  check=True).stdout.strip()  # fmt: skip
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno")),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat()}  # fmt: skip
+
+
+def _arguments(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def stages(text):
+        names = text.split(",")
+        unknown = set(names) - set(STAGES)
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not among {', '.join(STAGES)}")
+        return names
+
+    parser.add_argument("--seconds", type=float, default=480, help="for all of it")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=ROOT / "out" / "gpu")
+    parser.add_argument("--dry", action="store_true", help="tiny maps on the CPU")
+    parser.add_argument("--stages", type=stages, default=list(STAGES), help=", ".join(STAGES))
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What the stages of gpu.py share: the device, the lines they write, and how they measure."""
+
+import collections
+import contextlib
+import itertools
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import devices
+import gpu_lines
+import torch
+from timing import count_kernels, graphed, in_turn, launch_milliseconds, quartiles
+
+from se_fused import backends, ops, plan
+
+# Of turns: at least so many seconds and rounds, at most so many.
+ROUNDS = {"seconds": 0.4, "fewest": 7, "most": 40}
+DRY_ROUNDS = {"seconds": 0, "fewest": 3}
+
+
+class Side(NamedTuple):
+    """What is timed beside others: a call for each set of inputs, and what they run in."""
+
+    calls: list
+    context: Callable = contextlib.nullcontext
+
+
+class Stage:
+    """A stage of a run: on the GPU; dry: on the CPU and on tiny maps.
+
+    warming: everything is compiled and run once, so that the caches of Triton and Inductor have it,
+    and nothing is measured or written.
+    """
+
+    def __init__(self, name: str, folder: Path, dry: bool, warming: bool = False):
+        self.name, self.folder, self.dry, self.warming = name, folder, dry, warming
+        self.device = torch.device("cpu" if dry else "cuda")
+        self.why_not = {
+            name: ops.why_not(name, self.device)
+            for name in backends.preferred(self.device.type) if name != "eager"
+        }
+        # In order of preference; eager so that a dry run needs no extension.
+        running = [name for name, reason in self.why_not.items() if reason is None]
+        self.backends = running or ["eager"]
+        torch.manual_seed(0)
+        if not warming:
+            self.write("device", **devices.facts(self.device))
+
+    def write(self, section: str, **row):
+        if not self.warming:
+            gpu_lines.write(self.folder, section, **row)
+
+    def plans(self, section: str, count: int):
+        """How many rows there will be."""
+        self.write("planned", of=section, count=count)
+
+    def attempt(self, what: str, call, *args):
+        """What the call returns. An exception becomes a line, and the stage goes on."""
+        try:
+            return call(*args)
+        except Exception as error:
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {error}"[:300]
+            self.write("errors", of=self.name, what=what, error=message)
+
+    def measure(self, sides: dict[str, Side]) -> dict[str, dict]:
+        """{side: {what: quartiles of milliseconds, "kernels": how many}}, of one call.
+
+        ms: the device's time, launched one by one; graph_ms: in a CUDA graph; launch_ms: the
+        CPU's until all is queued. The sides take turns.
+        """
+        graphs, turns, found = {}, {}, {}
+        for name, (calls, context) in sides.items():
+            with context():
+                for call in (*calls, calls[0]):
+                    call()
+                if self.warming:
+                    continue
+                turn = itertools.islice(itertools.cycle(calls), 20)
+                launches = [launch_milliseconds(call, self.device) for call in turn]
+                found[name] = {
+                    "launch_ms": quartiles(launches),
+                    "kernels": count_kernels(calls[0], self.device),
+                }
+                graphs[name] = graphed(calls, self.device)
+            turns[name] = _in_context(calls, context)
+        rounds = (DRY_ROUNDS if self.dry else ROUNDS) | {"device": self.device}
+        for name, times in in_turn(turns, **rounds).items():
+            found[name]["ms"] = quartiles(times)
+        for name, times in in_turn(graphs, **rounds).items():
+            count = len(sides[name].calls)
+            found[name]["graph_ms"] = quartiles([passed / count for passed in times])
+        return found
+
+
+def _in_context(calls, context):
+    turns = itertools.cycle(calls)
+    kept = collections.deque(maxlen=len(calls) - 1)  # outputs pass the cache as well
+
+    def call():
+        with context():
+            kept.append(next(turns)())
+
+    return call
+
+
+@contextlib.contextmanager
+def chosen(backend: str, warps: int | None = None, inside: bool | None = None):
+    """A backend, the number of warps of Triton's kernels, and whether the excitation runs inside
+    the reduce launch; None: as the plan has it. SE_FUSED_AUTOTUNE=0, or the tuner chooses."""
+    kept = plan.WARPS, plan.excites_in_reduce
+    if warps is not None:
+        plan.WARPS = warps
+    if inside is not None:
+        plan.excites_in_reduce = lambda *_, **__: inside
+    plan.plan.cache_clear()
+    try:
+        with ops.backend(backend):
+            yield
+    finally:
+        plan.WARPS, plan.excites_in_reduce = kept
+        plan.plan.cache_clear()

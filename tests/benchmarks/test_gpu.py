@@ -1,0 +1,197 @@
+"""A run on a GPU, `benchmarks/gpu.py`: what a stage that fails leaves, and the exit status."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import gpu
+import gpu_lines
+import gpu_stage
+import pytest
+import torch
+from bench_results import DEVICE, GPU
+from gpu_cases import chosen as chosen_cases
+from gpu_cases import evenly
+
+from se_fused import ops, plan
+
+COMPARISON = {"backend": "triton", "kind": "SE", "shape": [4, 64, 14, 14], "layout": "contiguous",
+              "dtype": "bf16"}  # fmt: skip
+
+LINE = "import gpu_lines, pathlib, os, subprocess, sys, time; folder = pathlib.Path(sys.argv[1]); "
+SCRIPTS = {
+    "device": f"{LINE}gpu_lines.write(folder, 'device', **{DEVICE}); "
+              "gpu_lines.write(folder, 'copy', bytes=1, gbs=2.0); os.abort()",
+    # It waits for a process of its own, and neither listens.
+    "block": f"{LINE}import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+             "child = subprocess.Popen(['sleep', '60']); "
+             "(folder / 'child').write_text(str(child.pid)); "
+             "gpu_lines.write(folder, 'errors', of='block', what='x', error='y'); time.sleep(60)",
+    "tail": f"{LINE}gpu_lines.write(folder, 'backends', backend='cpp', why_not=None)",
+}  # fmt: skip
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The stages are these scripts."""
+
+    def start(stage, folder, dry, log):
+        command = [sys.executable, "-c", SCRIPTS[stage], str(folder)]
+        return gpu.Process(command, {"PYTHONPATH": str(Path(gpu.__file__).parent)}, log)
+
+    monkeypatch.setattr(gpu, "start", start)
+    monkeypatch.setattr(gpu, "GRACE", 0.2)
+    monkeypatch.setitem(gpu.STAGES, "block", 2)
+
+
+def lines(folder) -> list[dict]:
+    return gpu_lines.read(folder / gpu_lines.NAME)
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().split()[2]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_next_stage_starts_after_one_that_crashes_or_hangs(scripts, tmp_path, capsys):
+    assert gpu.main(["--dry", "--out", str(tmp_path), "--stages", "device,block,tail"]) == 1
+    found = lines(tmp_path)
+    ends = {line["stage"]: line["exit"] for line in found if line["section"] == "stages"}
+    assert ends == {"device": -6, "block": "cut", "tail": 0}
+    assert [line["section"] for line in found] == [
+        "run", "device", "copy", "stages", "errors", "stages", "backends", "stages"
+    ]
+    time.sleep(0.1)
+    assert not is_running(int((tmp_path / "child").read_text()))
+    said = capsys.readouterr().out
+    assert "device: exit status -6\nblock: exit status cut\nblock: x: y" in said
+    assert "block: no figure\ntail: no figure" in said
+
+
+def test_stage_for_which_no_time_is_left_is_not_begun(scripts, tmp_path):
+    gpu.main(["--dry", "--out", str(tmp_path), "--stages", "tail", "--seconds", "1"])
+    assert [line.get("exit") for line in lines(tmp_path)] == [None, "not begun"]
+
+
+def test_tool_that_is_not_installed_is_named(scripts, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    gpu.timed_stage("ncu", None, tmp_path, dry=False, seconds=9)
+    assert lines(tmp_path)[0]["note"] == lines(tmp_path)[1]["exit"] == "ncu is not installed"
+
+
+@pytest.mark.parametrize("oks, planned, status", [
+    ([True, True], 2, 0), ([True, False], 2, 1), ([True], 2, 1), ([], 0, 1),
+], ids=["right", "wrong", "missing", "none"])
+def test_on_a_gpu_the_exit_status_says_whether_it_is_right(tmp_path, capsys, oks, planned, status):
+    gpu_lines.write(tmp_path, "run", commit="a", dirty=False, date="2026-01-02", dry=False)
+    gpu_lines.write(tmp_path, "device", **GPU)
+    gpu_lines.write(tmp_path, "planned", of="smoke", count=planned)
+    gpu_lines.write(tmp_path, "planned", of="block", count=9)  # a speed may be missing
+    for number, ok in enumerate(oks):
+        gpu_lines.write(tmp_path, "smoke", **COMPARISON | {"kind": number, "ok": ok},
+                        **({"used": 0.5} if ok else {"error": "nan"}))
+    assert gpu._conclude(tmp_path, False, list(gpu.STAGES)) == status
+    assert ("wrong: triton 1 [4, 64, 14, 14] contiguous: nan" in capsys.readouterr().out) == (
+        oks == [True, False])
+
+
+def test_dry_run_of_single_stages(tmp_path, capfd):
+    assert gpu.main(["--dry", "--out", str(tmp_path), "--stages", "device,sanitizer"]) == 0
+    found = gpu_lines.collected(tmp_path / gpu_lines.NAME)
+    assert [row["bytes"] for row in found["copy"]] == [1 << 20, 51 << 10]
+    assert all(row["gbs"] > 0 for row in found["copy"])
+    assert [row["exit"] for row in found["stages"]] == [0, 0] and not found["errors"]
+    assert found["device"]["kind"] == "cpu" and found["dry"]
+
+
+@pytest.mark.slow
+def test_dry_run_has_every_figure(tmp_path):
+    assert gpu.main(["--dry", "--out", str(tmp_path)]) == 0
+    found = gpu_lines.collected(tmp_path / gpu_lines.NAME)
+    assert not [section for section in ("block", "tail", "network", *gpu_lines.SECTIONS)
+                if not found[section] and section != "errors"]
+
+
+def test_wrong_result_is_a_line_and_not_timed(tmp_path):
+    stage = gpu_stage.Stage("block", tmp_path, dry=True)
+
+    def wrong():
+        raise AssertionError("error 3 times what rounding may leave")
+
+    assert stage.attempt("7×7", wrong) is None
+    assert lines(tmp_path)[-1] == {
+        "section": "errors", "of": "block", "what": "7×7",
+        "error": "AssertionError: error 3 times what rounding may leave",
+    }
+
+
+def test_warming_measures_and_writes_nothing(tmp_path):
+    stage, ran = gpu_stage.Stage("block", tmp_path, dry=True, warming=True), []
+    assert stage.measure({"a": gpu_stage.Side([lambda: ran.append(1)])}) == {}
+    assert ran and not (tmp_path / gpu_lines.NAME).exists()
+
+
+def test_sides_take_turns_each_in_its_context(tmp_path):
+    stage, order = gpu_stage.Stage("block", tmp_path, dry=True), []
+    calls = [lambda: order.append((plan.WARPS, ops.forced_backend()))] * 2
+    found = stage.measure({
+        str(warps): gpu_stage.Side(calls, lambda warps=warps: gpu_stage.chosen("eager", warps))
+        for warps in (2, 8)
+    })
+    assert set(order) == {(2, "eager"), (8, "eager"), (4, None)}  # as graphs they have no context
+    assert found["2"].keys() == {"ms", "graph_ms", "launch_ms", "kernels"}
+
+
+def test_choice_is_undone():
+    device = plan.Device(132, 60 << 20, 227 << 10)
+    before = plan.WARPS, plan.excites_in_reduce
+    with pytest.raises(KeyError), gpu_stage.chosen("eager", warps=8, inside=False):
+        assert plan.WARPS == 8 and ops.backend_for(torch.device("cpu")) == "eager"
+        assert plan.excites_in_reduce(1, 16, 1, 2, device) is False
+        raise KeyError
+    assert (plan.WARPS, plan.excites_in_reduce, ops.forced_backend()) == (*before, None)
+
+
+class Item:
+    """A case as pytest has it."""
+
+    class Place:
+        device, interpreted = "cuda", False
+
+        def __init__(self, backend):
+            self.backend = backend
+
+    def __init__(self, test, backend, number):
+        self.nodeid = f"{test}[{backend}-{number}]"
+        self.callspec = type("", (), {"params": {"place": self.Place(backend)}})
+
+
+def test_every_test_has_a_case_before_any_has_a_second():
+    items = [Item(test, backend, number) for test, cases in (("a", 9), ("b", 2))
+             for backend in ("triton", "cpp", "eager") for number in range(cases)]
+    names = [item.nodeid for item in chosen_cases(items, "cuda", most=9)]
+    assert names == ["a[triton-0]", "a[cpp-0]", "b[triton-0]", "b[cpp-0]", "a[triton-3]",
+                     "a[cpp-3]", "b[triton-1]", "b[cpp-1]", "a[triton-5]"]
+    assert chosen_cases(items, "cpu", most=9) == []
+    assert evenly(list(range(10)), 4) == [0, 3, 6, 9]
+
+
+def test_lines_of_the_last_commit_count_and_torn_ones_do_not(tmp_path):
+    run = {"dirty": False, "date": "2026-01-02", "dry": False}
+    path = tmp_path / gpu_lines.NAME
+    gpu_lines.write(tmp_path, "run", commit="old", **run)
+    gpu_lines.write(tmp_path, "copy", bytes=1, gbs=1.0)
+    gpu_lines.write(tmp_path, "run", commit="new", **run)
+    gpu_lines.write(tmp_path, "device", **GPU)
+    with path.open("a") as file:
+        file.write('{"section": "copy", "bytes": 2, "gb')
+    gpu_lines.write(tmp_path, "copy", bytes=3, gbs=1.0)
+    gpu_lines.write(tmp_path, "run", commit="new", **run)  # again, some of the stages
+    gpu_lines.write(tmp_path, "copy", bytes=3, gbs=2.0)
+    assert gpu_lines.collected(path)["copy"] == [{"bytes": 3, "gbs": 2.0}]
+    assert len(path.read_text().splitlines()) == 8
+    json.loads(path.read_text().splitlines()[-1])
