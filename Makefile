@@ -57,7 +57,7 @@ gpu:
 	  python=$(BIN)/python; \
 	  "$$python" -c "$$sees" || { echo "make gpu: the torch of .venv sees no GPU" >&2; exit 1; }; \
 	fi; \
-	export PYTHONPATH="$(CURDIR)"; \
+	export PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"; \
 	"$$python" benchmarks/gpu_build.py $(if $(DRY),--dry); \
 	"$$python" benchmarks/gpu.py --out $(GPU_OUT) $(if $(DRY),--dry); \
 	right=$$?; readme=; \

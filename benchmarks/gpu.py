@@ -13,9 +13,9 @@ figure is missing.
 """
 
 import argparse
-import contextlib
 import datetime
 import functools
+import importlib
 import os
 import signal
 import subprocess
@@ -26,26 +26,32 @@ from pathlib import Path
 
 import gpu_lines
 import gpu_tools
+from gpu_process import Process
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # se_fused need not be installed
 # Most seconds of each, most wanted first.
 STAGES = {
     "device": 40, "smoke": 60, "block": 110, "tail": 80, "network": 150,
     "ncu": 45, "tests": 90, "sanitizer": 60,
 }  # fmt: skip
 TOOLS = ("ncu", "tests", "sanitizer")
+MODULES = {
+    "device": "gpu_smoke", "smoke": "gpu_smoke", "block": "gpu_blocks", "tail": "gpu_blocks",
+    "network": "gpu_networks", "target": "gpu_target",
+}  # fmt: skip
 # Compile beside the comparisons what is timed after them: nobody else is on the GPU then.
 WARMERS = [
     "block:0", "block:1", "block:2", "tail:0", "tail:1",
-    "network:eager", "network:fused blocks", "network:without SE", "network:fused",
+    "network:eager", "network:fused blocks", "network:without SE",
 ]  # fmt: skip
 DRY_WARMERS = ["tail:0"]
 # Of the cases of a stage, processes that share them have every so-manieth.
 STRIDES = {"smoke": 4, "block": 3, "tail": 2}
 CACHES = Path(tempfile.gettempdir()) / f"se_fused-gpu-{os.getuid()}"
 WARMING = 45  # most seconds that warmers have after the comparisons
+DRY_PATIENCE = 4  # times the limits
 LEAST = 8  # seconds, with fewer left a stage is not begun
-GRACE = 5  # seconds between being asked to stop and being stopped
 
 
 def main(arguments=None) -> int:
@@ -55,24 +61,32 @@ def main(arguments=None) -> int:
     if args.stage:
         run_stage(args.stage, folder, args.dry)
         return 0
-    end = time.monotonic() + args.seconds
-    warmed = DRY_WARMERS if args.dry else WARMERS
     gpu_lines.write(folder, "run", **_commit(), dry=args.dry)
+    try:
+        run_stages(args.stages, folder, args.dry, time.monotonic() + args.seconds)
+    finally:  # interrupted: nobody is left on the GPU
+        for process in [*Process.started]:
+            process.kill()
+    return _conclude(folder, args.dry, args.stages)
+
+
+def run_stages(stages, folder: Path, dry: bool, end: float):
+    warmed = DRY_WARMERS if dry else WARMERS
     with (folder / "log.txt").open("a") as log:
-        run = functools.partial(start, folder=folder, dry=args.dry, log=log)
-        for stage in args.stages:
+        run = functools.partial(start, folder=folder, dry=dry, log=log)
+        for stage in stages:
             left = end - time.monotonic()
             if left < LEAST:
                 _ended(folder, stage, "not begun", 0)
                 continue
             warmers = [run(f"warm:{name}") for name in warmed] if stage == "smoke" else []
-            timed_stage(stage, run, folder, args.dry, min(STAGES[stage], left))
+            limit = STAGES[stage] * (DRY_PATIENCE if dry else 1)
+            timed_stage(stage, run, folder, dry, min(limit, left))
             until = min(time.monotonic() + WARMING, end)
             for warmer in warmers:
                 warmer.wait_until(until)
             if warmers:
                 _forget_choices()
-    return _conclude(folder, args.dry, args.stages)
 
 
 def timed_stage(stage: str, run, folder: Path, dry: bool, seconds: float):
@@ -95,15 +109,18 @@ def timed_stage(stage: str, run, folder: Path, dry: bool, seconds: float):
     _ended(folder, stage, status, time.monotonic() - begin)
 
 
-def start(stage: str, folder: Path, dry: bool, log) -> "Process":
+def start(stage: str, folder: Path, dry: bool, log) -> Process:
+    given = os.environ.get("PYTHONPATH")
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "benchmarks"), given])),
         "PYTHONUNBUFFERED": "1",
         "SE_FUSED_AUTOTUNE": "0",  # the stages choose the number of warps
         "TORCHINDUCTOR_CACHE_DIR": str(CACHES / "inductor"),
         "TRITON_CACHE_DIR": str(CACHES / "triton"),
     }
+    if dry:  # beside others on few processors
+        environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"} | environment
     if stage.startswith("warm:"):
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
     if stage == "sanitizer":  # every tensor an allocation, so that its bounds are seen
@@ -118,52 +135,20 @@ def start(stage: str, folder: Path, dry: bool, log) -> "Process":
     return Process(command, environment, log)
 
 
-class Process:
-    """A process and those that it starts: they end together."""
-
-    def __init__(self, command, environment, log):
-        self.process = subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,
-        )
-
-    def wait_until(self, end: float) -> int | str:
-        """Its exit status, or "cut". Asked to stop first: pytest then still writes its report."""
-        try:
-            return self.process.wait(max(end - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE)
-            return "cut"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
 def run_stage(name: str, folder: Path, dry: bool):
     """In a process of its own: ``<stage>``, ``<stage>:<part>``, ``warm:<stage>:<part>``."""
-    import gpu_blocks
-    import gpu_networks
-    import gpu_smoke
-    import gpu_target
     import torch
     from gpu_stage import Stage
 
-    torch._dynamo.config.cache_size_limit = 64
-    if dry:  # Inductor's C++ takes minutes
-        torch.compile = functools.partial(torch.compile, backend="aot_eager")
-    stages = {
-        "device": gpu_smoke.device, "smoke": gpu_smoke.smoke, "block": gpu_blocks.block,
-        "tail": gpu_blocks.tail, "network": gpu_networks.network, "target": gpu_target.target,
-    }  # fmt: skip
+    if dry:  # the compilers behind Dynamo take minutes
+        torch.compile = functools.partial(torch.compile, backend="eager")
     warming = name.startswith("warm:")
     name, _, part = name.removeprefix("warm:").partition(":")
     arguments = [part] if part else []
     if part.isdigit():
         arguments = [slice(int(part), None, STRIDES[name])]
-    stages[name](Stage(name, folder, dry, warming), *arguments)
+    stage = getattr(importlib.import_module(MODULES[name]), name)
+    stage(Stage(name, folder, dry, warming), *arguments)
 
 
 def _forget_choices():
@@ -174,7 +159,8 @@ def _forget_choices():
 
 def _ended(folder, stage, status, seconds):
     gpu_lines.write(folder, "stages", stage=stage, exit=status, seconds=round(seconds, 1))
-    print(f"{stage}: {status if status else 'done'} ({seconds:.0f} s)", flush=True)
+    how = f"exit status {status}" if isinstance(status, int) else status
+    print(f"{stage}: {how if status else 'done'} ({seconds:.0f} s)", flush=True)
 
 
 def _note(stage: str, note: str) -> dict:
@@ -243,4 +229,5 @@ def _arguments(arguments):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu.py: told to end"))
     sys.exit(main())

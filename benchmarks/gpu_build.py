@@ -1,6 +1,6 @@
 """The extension for the GPU at hand, in place: a built one that loads is taken.
 
-    PYTHONPATH=. python benchmarks/gpu_build.py [--dry]     dry: for the CPU
+    python benchmarks/gpu_build.py [--dry]     dry: for the CPU
 
 Nothing is installed or downloaded. Where it cannot be built, this says so and the rest goes on: the
 Triton kernels need none.
@@ -23,7 +23,7 @@ def why_not(device: str) -> str:
     """Why the extension does not run on the device; nothing if it does."""
     run = subprocess.run(
         [sys.executable, "-c", WHY_NOT.format(device=device)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        cwd=ROOT, capture_output=True, text=True,  # the interpreter looks there with -c
     )  # fmt: skip
     said = (run.stdout if run.returncode == 0 else run.stderr).strip()
     return said.splitlines()[-1] if said else ""
@@ -40,8 +40,9 @@ def main() -> None:
 
         major, minor = torch.cuda.get_device_capability()
         environment |= {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "SE_FUSED_CUDA": "1"}
-    subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=ROOT,
-                   env=environment)
+    # By force: one without CUDA, or for another GPU, is as new.
+    command = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
+    subprocess.run(command, cwd=ROOT, env=environment)
     reason = why_not(device)
     print(f"gpu: without the extension: {reason}" if reason else "gpu: the extension is built")
 

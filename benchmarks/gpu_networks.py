@@ -14,7 +14,7 @@ NETWORK, DRY = ("seresnet50", 256, 224), ("se_resnet20", 2, 32)  # name, samples
 COMPILED = ("eager", "fused blocks", "without SE", "fused")
 LAYOUT, DTYPE = "channels_last", "bf16 autocast"
 VERIFIED = 32  # samples
-SECONDS = 8
+SECONDS = 2  # for each copy
 
 
 def network(stage, only: str | None = None):
@@ -36,9 +36,11 @@ def network(stage, only: str | None = None):
         peaks[kind] = peak_of(steps[kind], stage.device)
 
     def measure(kinds):
-        few = {"seconds": 0, "fewest": 2} if stage.dry else {"seconds": SECONDS, "fewest": 7}
         calls = {kind: steps[kind] for kind in kinds}
-        times.update(in_turn(calls, most=50, device=stage.device, **few))
+        rounds = {"seconds": SECONDS * len(calls), "fewest": 7, "most": 50}
+        if stage.dry:
+            rounds = {"seconds": 0, "fewest": 2}
+        times.update(in_turn(calls, device=stage.device, **rounds))
         stage.write(
             "network", network=name, batch=batch, size=size, layout=LAYOUT, dtype=DTYPE,
             backend=backend, threads=torch.get_num_threads(), **figures(times, batch, peaks),

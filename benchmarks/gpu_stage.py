@@ -11,13 +11,15 @@ from typing import NamedTuple
 import devices
 import gpu_lines
 import torch
-from timing import count_kernels, graphed, in_turn, launch_milliseconds, quartiles
+from timing import Graphed, in_turn, launch_milliseconds, quartiles
 
 from se_fused import backends, ops, plan
 
 # Of turns: at least so many seconds and rounds, at most so many.
 ROUNDS = {"seconds": 0.4, "fewest": 7, "most": 40}
 DRY_ROUNDS = {"seconds": 0, "fewest": 3}
+# Of the GPU's memory, what a process has that warms caches: a network's, and any other.
+MEMORY, LITTLE_MEMORY = {"network": 0.2}, 0.04
 
 
 class Side(NamedTuple):
@@ -41,9 +43,14 @@ class Stage:
             name: ops.why_not(name, self.device)
             for name in backends.preferred(self.device.type) if name != "eager"
         }
-        # In order of preference; eager so that a dry run needs no extension.
-        running = [name for name, reason in self.why_not.items() if reason is None]
-        self.backends = running or ["eager"]
+        self.backends = [name for name, reason in self.why_not.items() if reason is None]
+        if dry:  # needs no extension
+            self.backends = self.backends or ["eager"]
+        if not self.backends:
+            raise RuntimeError(f"no backend to measure: {self.why_not}")
+        if warming and not dry:  # many are on the GPU at once
+            share = MEMORY.get(name, LITTLE_MEMORY)
+            torch.cuda.set_per_process_memory_fraction(share)
         torch.manual_seed(0)
         if not warming:
             self.write("device", **devices.facts(self.device))
@@ -80,11 +87,10 @@ class Stage:
                     continue
                 turn = itertools.islice(itertools.cycle(calls), 20)
                 launches = [launch_milliseconds(call, self.device) for call in turn]
+                graphs[name] = Graphed(calls, self.device)
                 found[name] = {
-                    "launch_ms": quartiles(launches),
-                    "kernels": count_kernels(calls[0], self.device),
+                    "launch_ms": quartiles(launches), "kernels": graphs[name].kernels()
                 }
-                graphs[name] = graphed(calls, self.device)
             turns[name] = _in_context(calls, context)
         rounds = (DRY_ROUNDS if self.dry else ROUNDS) | {"device": self.device}
         for name, times in in_turn(turns, **rounds).items():

@@ -21,8 +21,9 @@ def table(result: dict, folded: bool = False) -> str:
         parts += kernels(result["block"])
     if result.get("variants"):
         title = (
-            "FusedSE's launches with other numbers of warps, and the excitation inside the first "
-            "launch or between the two: microseconds as a CUDA graph, of the first backend."
+            "FusedSE's launches with other numbers of warps (all else here has the plan's and "
+            "no autotuning), and the excitation inside the first launch or between the two: "
+            "microseconds as a CUDA graph, of the first backend."
         )
         parts.append(tables.fold(title, variants(result["variants"]), folded))
     if result["tail"]:
@@ -80,10 +81,10 @@ def kernels(rows: list[dict]) -> list[str]:
     return [f"Kernels of a call, forward / forward + backward: {', '.join(named)}."] * bool(named)
 
 
-def _range(counts: set[int]) -> str:
+def _range(counts: set[float]) -> str:
     if len(counts) < 2:
-        return cell(next(iter(counts), None), str)
-    return f"{min(counts)} to {max(counts)}"
+        return cell(next(iter(counts), None), "{:g}".format)
+    return f"{min(counts):g} to {max(counts):g}"
 
 
 def variants(rows: list[dict]) -> str:

@@ -17,8 +17,8 @@ import pytest
 import torch
 from inputs import DTYPES, LAYOUTS, Inputs
 from timing import (
+    Graphed,
     copy_bandwidth,
-    graphed,
     in_turn,
     launch_milliseconds,
     quartiles,
@@ -99,7 +99,7 @@ def measure(benchmark, sides, inputs, direction, device) -> dict:
     if device.type == "cuda":
         count = len(inputs.sets)
         graphs = {
-            name: graphed(inputs.callers(block, direction), device)
+            name: Graphed(inputs.callers(block, direction), device)
             for name, block in sides.items()
         }
         for name, of in in_turn(graphs, seconds=0, fewest=20, device=device).items():

@@ -1,5 +1,6 @@
 """Times of several callables that take turns, so that all meet the same disturbances."""
 
+import ctypes
 import functools
 import gc
 import statistics
@@ -7,8 +8,6 @@ import time
 
 import torch
 from devices import sets_past_cache
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 CPU = torch.device("cpu")
 LONGEST_WAIT = 50  # ms; a thousand launches fill the queue of a GPU in less
@@ -115,38 +114,41 @@ def launch_milliseconds(call, device) -> float:
     return passed
 
 
-def graphed(calls: list, device):
-    """All the calls as one CUDA graph, which launches nothing one by one. Each has a set of inputs
-    of its own, and all have outputs of their own: nothing is found in the cache. On a CPU, which
-    has no graphs: the calls themselves."""
-    if device.type != "cuda":
-        return lambda: [call() for call in calls]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for call in (*calls, calls[0]):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    gc.collect()  # a graph of autograd that is left over would have nodes of other streams
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = [call() for call in calls]
-    del outputs  # their memory is the graph's
-    return graph.replay
+class Graphed:
+    """All the calls as one CUDA graph, which launches nothing one by one. Each call has a set of
+    inputs of its own, and all have outputs of their own: nothing is found in the cache. On a CPU,
+    which has no graphs: the calls themselves."""
 
+    def __init__(self, calls: list, device):
+        self.calls, self.graph = calls, None
+        if device.type != "cuda":
+            return
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for call in (*calls, calls[0]):
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        gc.collect()  # a graph of autograd that is left over would have nodes of other streams
+        self.graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.graph(self.graph):
+            outputs = [call() for call in calls]
+        del outputs  # their memory is the graph's
+        self.graph.instantiate()
 
-def count_kernels(call, device) -> int | None:
-    """Kernels, copies and fills that a call has a GPU do; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    with profile(activities=[ProfilerActivity.CUDA]) as record:
-        call()
-        torch.cuda.synchronize(device)
-    return sum(
-        event.device_type == DeviceType.CUDA and not event.is_user_annotation
-        for event in record.events()
-    )
+    def __call__(self):
+        if self.graph is None:
+            return [call() for call in self.calls]
+        return self.graph.replay()
+
+    def kernels(self) -> float | None:
+        """Kernels, copies and fills of a call; None on a CPU."""
+        if self.graph is None:
+            return None
+        count = ctypes.c_size_t()
+        driver, graph = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p(self.graph.raw_cuda_graph())
+        status = driver.cuGraphGetNodes(graph, None, ctypes.byref(count))
+        return count.value / len(self.calls) if status == 0 else None
 
 
 def quartiles(times: list[float]) -> dict:
@@ -161,6 +163,6 @@ def copy_bandwidth(elements: int, dtype, device) -> float:
     for _ in range(1, sets_past_cache(source.nbytes, device)):
         pairs.append((torch.zeros_like(source), torch.empty_like(source)))
     calls = [lambda source=source, target=target: target.copy_(source) for source, target in pairs]
-    copies = {"copy": graphed(calls, device)}
+    copies = {"copy": Graphed(calls, device)}
     times = in_turn(copies, seconds=0.3, device=device)["copy"]
     return 2 * source.nbytes * len(calls) / statistics.median(times) / 1e6

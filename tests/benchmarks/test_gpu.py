@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gpu
 import gpu_lines
+import gpu_process
 import gpu_stage
 import pytest
 import torch
@@ -38,10 +39,11 @@ def scripts(monkeypatch):
 
     def start(stage, folder, dry, log):
         command = [sys.executable, "-c", SCRIPTS[stage], str(folder)]
-        return gpu.Process(command, {"PYTHONPATH": str(Path(gpu.__file__).parent)}, log)
+        return gpu_process.Process(command, {"PYTHONPATH": str(Path(gpu.__file__).parent)}, log)
 
     monkeypatch.setattr(gpu, "start", start)
-    monkeypatch.setattr(gpu, "GRACE", 0.2)
+    monkeypatch.setattr(gpu_process, "GRACE", 0.2)
+    monkeypatch.setattr(gpu, "DRY_PATIENCE", 1)
     monkeypatch.setitem(gpu.STAGES, "block", 2)
 
 
@@ -70,6 +72,13 @@ def test_next_stage_starts_after_one_that_crashes_or_hangs(scripts, tmp_path, ca
     said = capsys.readouterr().out
     assert "device: exit status -6\nblock: exit status cut\nblock: x: y" in said
     assert "block: no figure\ntail: no figure" in said
+
+
+def test_nobody_is_left_when_it_is_told_to_end(scripts, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_process.subprocess.Popen, "wait", lambda *_: sys.exit("told to end"))
+    with pytest.raises(SystemExit, match="told to end"):
+        gpu.main(["--dry", "--out", str(tmp_path), "--stages", "block"])
+    assert gpu_process.Process.started == []
 
 
 def test_stage_for_which_no_time_is_left_is_not_begun(scripts, tmp_path):

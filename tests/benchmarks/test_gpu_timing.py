@@ -41,8 +41,11 @@ def clock(monkeypatch):
     clock = Clock()
 
     class Graph:
-        def __init__(self):
+        def __init__(self, keep_graph):
             clock.graphs.append(self)
+
+        def instantiate(self):
+            pass
 
         def replay(self):
             clock.ms += 6.0
@@ -81,7 +84,7 @@ def test_launches_queue_up_behind_a_longer_wait(clock, monkeypatch, launches, in
 
 def test_graph_has_a_call_for_each_set_and_its_time_is_shared(clock):
     calls = []
-    replay = timing.graphed([lambda i=i: calls.append(i) for i in range(3)], DEVICE)
+    replay = timing.Graphed([lambda i=i: calls.append(i) for i in range(3)], DEVICE)
     assert calls == [0, 1, 2, 0, 0, 1, 2]  # warm-up, then the capture
     times = timing.in_turn({"a": replay}, seconds=0, fewest=2, device=DEVICE)["a"]
     assert times == [pytest.approx(6.0)] * 2
