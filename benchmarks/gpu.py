@@ -51,7 +51,8 @@ STRIDES = {"smoke": 4, "block": 3, "tail": 2}
 CACHES = Path(tempfile.gettempdir()) / f"se_fused-gpu-{os.getuid()}"
 WARMING = 45  # most seconds that warmers have after the comparisons
 DRY_PATIENCE = 4  # times the limits
-LEAST = 8  # seconds, with fewer left a stage is not begun
+GRACE = 20  # seconds of its limit that a tool has for its report
+LEAST = 25  # seconds, with fewer left a stage is not begun
 
 
 def main(arguments=None) -> int:
@@ -100,8 +101,10 @@ def timed_stage(stage: str, run, folder: Path, dry: bool, seconds: float):
         gpu_tools.forget(stage, folder)
     begin = time.monotonic()
     parts = [f"smoke:{part}" for part in range(STRIDES["smoke"])]
-    processes = [run(part) for part in (parts if stage == "smoke" and not dry else [stage])]
-    ends = [process.wait_until(begin + seconds) for process in processes]
+    names = parts if stage == "smoke" and not dry else [stage]
+    grace = GRACE / 2 if stage in TOOLS else 0
+    processes = [run(name, seconds=seconds - 2 * grace) for name in names]
+    ends = [process.wait_until(begin + seconds - grace, grace) for process in processes]
     status = next(filter(None, ends), 0)
     if stage in TOOLS:
         for row in gpu_tools.rows(stage, folder, dry):
@@ -109,7 +112,8 @@ def timed_stage(stage: str, run, folder: Path, dry: bool, seconds: float):
     _ended(folder, stage, status, time.monotonic() - begin)
 
 
-def start(stage: str, folder: Path, dry: bool, log) -> Process:
+def start(stage: str, folder: Path, dry: bool, log, seconds: float = 0) -> Process:
+    """seconds: after which the tests begin no other case."""
     given = os.environ.get("PYTHONPATH")
     environment = {
         **os.environ,
@@ -127,7 +131,7 @@ def start(stage: str, folder: Path, dry: bool, log) -> Process:
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     command = [sys.executable, __file__, "--out", str(folder), *["--dry"] * dry, "--stage"]
     if stage in TOOLS:
-        command = gpu_tools.command(stage, folder, dry, command)
+        command = gpu_tools.command(stage, folder, dry, command, seconds)
     else:
         command.append(stage)
     log.write(f"\n== {stage}\n")

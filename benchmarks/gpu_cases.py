@@ -1,19 +1,30 @@
 """A plugin of pytest for gpu.py: few cases of each test, on the backends of one device.
 
-    pytest -p gpu_cases --gpu-cases 600 --gpu-device cuda tests/operators tests/autograd
+    pytest -p gpu_cases --gpu-cases 600 --gpu-device cuda --gpu-seconds 70 tests/operators
 
 Cases are spread over what a test is parametrised with, backend by backend, and every test has had
 one before any has a second: a run that is cut has seen them all.
 """
 
 import itertools
+import time
+
+import pytest
 
 OF_A_TEST = 4  # on each backend
+NO_TIME = "no time was left for it"
+_begun = time.monotonic()
 
 
 def pytest_addoption(parser):
     parser.addoption("--gpu-cases", type=int, default=600, help="at most so many cases")
     parser.addoption("--gpu-device", default="cuda", help="cuda or cpu")
+    parser.addoption("--gpu-seconds", type=float, default=1e9, help="no case begins after them")
+
+
+def pytest_runtest_setup(item):
+    if time.monotonic() - _begun > item.config.getoption("--gpu-seconds"):
+        pytest.skip(NO_TIME)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-GRACE = 5  # seconds between being asked to stop and being stopped
 
 
 class Process:
@@ -23,14 +22,15 @@ class Process:
         )
         self.started.append(self)
 
-    def wait_until(self, end: float) -> int | str:
-        """Its exit status, or "cut". Asked to stop first: pytest then still writes its report."""
+    def wait_until(self, end: float, grace: float = 0) -> int | str:
+        """Its exit status, or "cut". grace: seconds that it has to stop when asked to."""
         try:
             return self.process.wait(max(end - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE)
+            if grace:
+                self.process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(grace)
             return "cut"
         finally:
             self.kill()

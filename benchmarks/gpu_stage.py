@@ -16,7 +16,7 @@ from timing import Graphed, in_turn, launch_milliseconds, quartiles
 from se_fused import backends, ops, plan
 
 # Of turns: at least so many seconds and rounds, at most so many.
-ROUNDS = {"seconds": 0.4, "fewest": 7, "most": 40}
+ROUNDS = {"seconds": 0.25, "fewest": 7, "most": 40}
 DRY_ROUNDS = {"seconds": 0, "fewest": 3}
 # Of the GPU's memory, what a process has that warms caches: a network's, and any other.
 MEMORY, LITTLE_MEMORY = {"network": 0.2}, 0.04

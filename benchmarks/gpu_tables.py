@@ -53,9 +53,8 @@ def correctness(result: dict) -> list[str]:
         if "note" in row:
             found.append(f"Tests: {row['note']}.")
         else:
-            found.append(
-                f"Tests: {row['passed']} passed, {row['failed']} failed, {row['skipped']} skipped."
-            )
+            counts = [f"{row[how]} {how}" for how in ("passed", "failed", "skipped", "unreached")]
+            found.append(f"Tests: {', '.join(counts)}.")
     for row in result.get("sanitizer") or []:
         errors = row.get("note") or f"{cell(row['errors'], str)} errors"
         found.append(f"compute-sanitizer {row['tool']}: {errors}.")

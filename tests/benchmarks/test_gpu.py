@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import gpu
+import gpu_build
 import gpu_lines
 import gpu_process
 import gpu_stage
@@ -24,8 +25,8 @@ LINE = "import gpu_lines, pathlib, os, subprocess, sys, time; folder = pathlib.P
 SCRIPTS = {
     "device": f"{LINE}gpu_lines.write(folder, 'device', **{DEVICE}); "
               "gpu_lines.write(folder, 'copy', bytes=1, gbs=2.0); os.abort()",
-    # It waits for a process of its own, and neither listens.
-    "block": f"{LINE}import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    # It waits for a process of its own.
+    "block": f"{LINE}"
              "child = subprocess.Popen(['sleep', '60']); "
              "(folder / 'child').write_text(str(child.pid)); "
              "gpu_lines.write(folder, 'errors', of='block', what='x', error='y'); time.sleep(60)",
@@ -37,12 +38,11 @@ SCRIPTS = {
 def scripts(monkeypatch):
     """The stages are these scripts."""
 
-    def start(stage, folder, dry, log):
+    def start(stage, folder, dry, log, seconds):
         command = [sys.executable, "-c", SCRIPTS[stage], str(folder)]
         return gpu_process.Process(command, {"PYTHONPATH": str(Path(gpu.__file__).parent)}, log)
 
     monkeypatch.setattr(gpu, "start", start)
-    monkeypatch.setattr(gpu_process, "GRACE", 0.2)
     monkeypatch.setattr(gpu, "DRY_PATIENCE", 1)
     monkeypatch.setitem(gpu.STAGES, "block", 2)
 
@@ -74,6 +74,18 @@ def test_next_stage_starts_after_one_that_crashes_or_hangs(scripts, tmp_path, ca
     assert "block: no figure\ntail: no figure" in said
 
 
+def test_tool_is_asked_to_stop_and_then_writes_its_report(tmp_path):
+    code = ("import sys, time\ntry:\n    print('begun', flush=True); time.sleep(60)\n"
+            "except KeyboardInterrupt:\n    print('report')")
+    for grace, said in ((5, "begun\nreport\n"), (0, "begun\n")):
+        with (tmp_path / "log").open("w") as log:
+            process = gpu_process.Process([sys.executable, "-c", code], {}, log)
+            while not (tmp_path / "log").read_text():
+                time.sleep(0.02)
+            assert process.wait_until(time.monotonic(), grace) == "cut"
+        assert (tmp_path / "log").read_text() == said
+
+
 def test_nobody_is_left_when_it_is_told_to_end(scripts, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_process.subprocess.Popen, "wait", lambda *_: sys.exit("told to end"))
     with pytest.raises(SystemExit, match="told to end"):
@@ -90,6 +102,28 @@ def test_tool_that_is_not_installed_is_named(scripts, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     gpu.timed_stage("ncu", None, tmp_path, dry=False, seconds=9)
     assert lines(tmp_path)[0]["note"] == lines(tmp_path)[1]["exit"] == "ncu is not installed"
+
+
+@pytest.mark.parametrize("found, builds", [([""], False), (["no _C", ""], True)],
+                         ids=["built", "missing"])
+def test_extension_is_built_for_the_gpu_alone(monkeypatch, capsys, found, builds):
+    commands, found = [], iter(found)
+    monkeypatch.setattr(gpu_build, "why_not", lambda device: next(found))
+    run = lambda *args, **how: commands.append((args, how))
+    monkeypatch.setattr(gpu_build.subprocess, "run", run)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(sys, "argv", ["gpu_build.py"])
+    gpu_build.main()
+    assert capsys.readouterr().out == "gpu: the extension is built\n" and len(commands) == builds
+    for (command,), how in commands:
+        assert command[1:4] == ["setup.py", "build_ext", "--inplace"]
+        assert how["env"]["TORCH_CUDA_ARCH_LIST"] == "9.0" and how["env"]["SE_FUSED_CUDA"] == "1"
+
+
+def test_extension_that_does_not_load_has_a_reason():
+    missing = ops.why_not("cpp", torch.device("cpu"))
+    assert gpu_build.why_not("cpu") == (missing or "")
+    assert "no xpu kernels" in gpu_build.why_not("xpu") or missing
 
 
 @pytest.mark.parametrize("oks, planned, status", [

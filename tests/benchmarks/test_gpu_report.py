@@ -62,7 +62,8 @@ def all_rows():
         ("variants", variant("2 warps", 0.05)), ("variants", variant("4 warps", 0.04)),
         ("ncu", {"kernel": "squeeze_kernel", "launch": 0, "read_bytes": 2e8, "write_bytes": 1e6,
                  "nanoseconds": 1e5}),
-        ("tests", {"suite": "pytest", "passed": 590, "failed": 1, "skipped": 9, "failures": ["a"]}),
+        ("tests", {"suite": "pytest", "passed": 590, "failed": 1, "skipped": 9,
+                   "unreached": 0, "failures": ["a"]}),
         ("sanitizer", {"tool": "memcheck", "errors": 0, "kinds": []}),
     ]  # fmt: skip
 
@@ -75,7 +76,7 @@ def test_lines_become_a_results_file(write, tmp_path, capsys):
     assert [row["ok"] for row in result["smoke"]] == [True, True]
     table = capsys.readouterr().out
     assert (f"{STANDS} 2 of 2 comparisons with float64 right (triton), 0.50 of the allowed error "
-            "used. Not run: cpp, no nvcc. Tests: 590 passed, 1 failed, 9 skipped. "
+            "used. Not run: cpp, no nvcc. Tests: 590 passed, 1 failed, 9 skipped, 0 unreached. "
             "compute-sanitizer memcheck: 0 errors. PyTorch's copy of 1074 MB: 4123 GB/s.") in table
     assert ("Kernels of a call, forward / forward + backward: FusedSE (triton) 2 / –, timm 9 / –."
             ) in table
@@ -211,9 +212,11 @@ def test_junit():
       <testcase classname="tests.a" name="test_x[2]"><failure message="m">t</failure></testcase>
       <testcase classname="tests.b" name="test_y"><error message="m">t</error></testcase>
       <testcase classname="tests.b" name="test_z"><skipped message="m"/></testcase>
+      <testcase classname="tests.b" name="test_z[2]"><skipped message="no time was left for it"/>
+      </testcase>
     </testsuite></testsuites>"""
     assert gpu_tools.junit(text) == {
-        "passed": 1, "failed": 2, "skipped": 1,
+        "passed": 1, "failed": 2, "skipped": 1, "unreached": 1,
         "failures": ["tests.a::test_x[2]", "tests.b::test_y"],
     }
 
