@@ -33,8 +33,7 @@ def excitation_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dp1, h and dp2; p1 is computed again where it was not kept."""
     if p1 is None:
-        p1 = product(z, _matrix(w1, z).t())
-        p1 = p1 if b1 is None else p1 + b1.to(p1.dtype)
+        p1 = product(z, _matrix(w1, z).t(), _bias(b1, z))
     dp2 = dg * gate_derivative(gate, g)
     dp1 = product(dp2, _matrix(w2, dp2)) * act_derivative(act, p1)
     return dp1, FUNCTIONS[act](p1), dp2
@@ -50,10 +49,12 @@ def weight_gradient(dp: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
     return product(dp.t(), inputs).to(weight.dtype).view(weight.shape)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` of a backward pass: an operator where torch.compile traces it, which would cast a
-    matmul to 16 bits under autocast, though autocast is disabled around it."""
-    return torch.ops.se_fused.product(a, b) if torch.compiler.is_compiling() else a @ b
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``a @ b + bias`` of a backward pass: an operator where torch.compile traces it, which would
+    cast a matmul to 16 bits under autocast, though autocast is disabled around it."""
+    if torch.compiler.is_compiling():
+        return torch.ops.se_fused.product(a, b, bias)
+    return a @ b if bias is None else torch.addmm(bias, a, b)
 
 
 def observed(y: Tensor, g: Tensor, on_gate: Callable[[Tensor], None] | None) -> Tensor:
@@ -64,9 +65,12 @@ def observed(y: Tensor, g: Tensor, on_gate: Callable[[Tensor], None] | None) -> 
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    bias = None if bias is None else bias.to(inputs.dtype)
-    return F.linear(inputs, _matrix(weight, inputs), bias)
+    return F.linear(inputs, _matrix(weight, inputs), _bias(bias, inputs))
 
 
 def _matrix(weight: Tensor, beside: Tensor) -> Tensor:
     return weight.flatten(1).to(beside.dtype)
+
+
+def _bias(bias: Tensor | None, beside: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(beside.dtype)

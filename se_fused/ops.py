@@ -245,14 +245,14 @@ def norm_excite_backward(
     )
 
 
-@_operator("product(Tensor a, Tensor b) -> Tensor")
-def product(module, a, b):
+@_operator("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")
+def product(module, a, b, bias):
     """Of every backend: see ``excitation.product``."""
-    return a @ b
+    return a @ b if bias is None else torch.addmm(bias, a, b)
 
 
 @torch.library.register_fake("se_fused::product", lib=_library)
-def _(a, b):
+def _(a, b, bias):
     return a.new_empty(a.shape[0], b.shape[1])
 
 

@@ -5,6 +5,7 @@ import torch
 from block_operators import OPERATORS, SIGNATURES, call, check_fakes, within_nan
 from pairwise import each_pair
 from reference import Inputs, check
+from rounding import assert_right
 from shapes import DENSE, DTYPES, LAYOUT_CASES, LAYOUTS, REDUCED, SHAPES, make_inputs
 
 from se_fused import ops
@@ -153,3 +154,16 @@ def test_opcheck(place, operator, layout, biases):
     torch.library.opcheck(
         getattr(torch.ops.se_fused, operator).default, OPERATORS[operator][0](inputs)
     )
+
+
+@pytest.mark.parametrize("has_bias", BIASES.values(), ids=BIASES)
+def test_product(place, has_bias):
+    """Autocast, under which compiled backward passes call it, does not reach it."""
+    a, b, bias = (torch.randn(size, device=place.device) for size in ((5, 7), (3, 7), 3))
+    arguments = a, b.t(), bias if has_bias else None
+    with torch.autocast(place.device, dtype=torch.bfloat16):
+        found = torch.ops.se_fused.product(*arguments)
+    exact = a.double() @ b.double().t() + has_bias * bias.double()
+    scale = a.double().abs() @ b.double().abs().t() + bias.double().abs()
+    assert_right("product", found, exact, scale, torch.float32)
+    torch.library.opcheck(torch.ops.se_fused.product.default, arguments)
