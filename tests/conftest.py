@@ -20,6 +20,7 @@ if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import quick_interpreter  # noqa: E402
+import triton_interpreter  # noqa: E402
 
 import se_fused  # noqa: E402
 from se_fused import ops  # noqa: E402
@@ -71,7 +72,10 @@ def pytest_report_header(config):
 
 
 def _enter(place: Place):
-    reason = ops.why_not(place.backend, torch.device(place.device))
+    if place.interpreted:
+        reason = triton_interpreter.why_not()
+    else:
+        reason = ops.why_not(place.backend, torch.device(place.device))
     if reason:
         stop = pytest.fail if place.required else pytest.skip
         stop(f"{place.backend} on {place.device}: {reason}; instead: {place.covered_by}")

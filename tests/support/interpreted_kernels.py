@@ -1,11 +1,11 @@
 """The Triton kernels in the interpreter. A test file that imports this is skipped without it."""
 
 import pytest
-import torch
+import triton_interpreter
 
-from se_fused import backends, ops
+from se_fused import backends
 
-missing = ops.why_not("triton", torch.device("cpu"))
+missing = triton_interpreter.why_not()
 if missing:
     pytest.skip(
         f"counted by Triton's interpreter: {missing}; SE_FUSED_REQUIRE=triton makes the tests of "
