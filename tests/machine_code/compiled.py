@@ -30,10 +30,9 @@ from unittest.mock import patch
 import torch
 import triton
 from compiled_cases import CASES, DTYPES, EVERYDAY, TARGETS, covering, everything, operations
-from machine_code import exact_lines, machine_code
+from machine_code import lines_of_loads, machine_code
 from rules import problems
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
 
@@ -87,22 +86,18 @@ def compiling(target: str) -> Iterator[list[Launch]]:
 
     launches = []
     gpu, device = TARGETS[target]
-    run, make_cubin = JITFunction.run, CUDABackend.make_cubin
+    run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
-        start = _processor_seconds()
+        start = processor_seconds()
         compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
-        seconds = _processor_seconds() - start
-        named = {name: value for name, value in kwargs.items() if name in self.arg_names}
-        arguments = inspect.signature(self.fn).bind(*args, **named).arguments
+        seconds = processor_seconds() - start
+        arguments = bound_arguments(self, args, kwargs)
         launches.append(Launch(self.fn.__name__, arguments, compiled, seconds))
 
     def compile_each(self, grid, *args, num_warps, **options):
         for warps in tuning.WARPS:
             self.kernel[grid](*args, num_warps=warps, **options)
-
-    def exact_cubin(self, ptx, *rest):
-        return make_cubin(self, exact_lines(ptx), *rest)
 
     driver.set_active(_Driver(gpu))
     with (
@@ -110,10 +105,16 @@ def compiling(target: str) -> Iterator[list[Launch]]:
         patch.dict(os.environ, TRITON_CACHE_DIR=cache),
         patch.object(JITFunction, "run", compile_only),
         patch.object(tuning.Tuned, "launch", compile_each),
-        patch.object(CUDABackend, "make_cubin", exact_cubin),
+        lines_of_loads(),
         patch.object(launch, "device_of", lambda x: device),
     ):
         yield launches
+
+
+def bound_arguments(kernel: JITFunction, args, kwargs) -> dict:
+    """What a launch passes to the kernel itself."""
+    named = {name: value for name, value in kwargs.items() if name in kernel.arg_names}
+    return inspect.signature(kernel.fn).bind(*args, **named).arguments
 
 
 class _Driver:
@@ -132,7 +133,7 @@ class _Driver:
         return 0
 
 
-def _processor_seconds() -> float:
+def processor_seconds() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 

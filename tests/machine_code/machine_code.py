@@ -13,8 +13,10 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 from triton import knobs
+from triton.backends.nvidia.compiler import CUDABackend
 
 
 class Access(NamedTuple):
@@ -47,6 +49,16 @@ def exact_lines(ptx: str) -> str:
         return head + "".join(location.findall(block[0])[:1] + rest)
 
     return re.sub(r"// begin inline asm.*?// end inline asm", keep_first, ptx, flags=re.S)
+
+
+def lines_of_loads():
+    """Inside, what is compiled for NVIDIA has the lines by which loads are found."""
+    make_cubin = CUDABackend.make_cubin
+
+    def exact_cubin(self, ptx, *rest):
+        return make_cubin(self, exact_lines(ptx), *rest)
+
+    return patch.object(CUDABackend, "make_cubin", exact_cubin)
 
 
 def _nvidia(kernel) -> MachineCode:

@@ -40,14 +40,14 @@ MAX_REGISTERS = 255
 PARKED_BYTES = 16
 
 
-def problems(row) -> list[str]:
-    """The rules that a ``compiled.Row`` breaks."""
+def problems(row, cases=CASES) -> list[str]:
+    """The rules that a ``compiled.Row`` of one of the cases breaks."""
     found = []
     if row.spills_in_loops:
         found.append(f"{row.spills_in_loops} spills in loops")
     if row.scratch > PARKED_BYTES:
         found.append(f"{row.scratch} bytes of local memory a thread, {row.spills} spills")
-    wide = CASES[row.case].wide
+    wide = cases[row.case].wide
     for access, widths in row.map.items():
         narrowest = min(map(int, widths))
         if narrowest < 128 and wide:
