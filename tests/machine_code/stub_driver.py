@@ -51,7 +51,7 @@ def fresh_process(*arguments: str, **environment: str) -> str:
         }
         done = subprocess.run(
             [sys.executable, *arguments], env=inherited | given | environment,
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, text=True, timeout=3600,
         )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)} ended with status {done.returncode}")
