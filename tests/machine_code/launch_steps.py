@@ -77,12 +77,12 @@ class Step(NamedTuple):
 
 
 def _without_lost_lines(row: Row) -> Row:
-    """ptxas may move a load to where no line, or another, is told of it. As long as it is 16 bytes
-    wide, or no rule wants it so, there is nothing to be said against it."""
+    """ptxas may move a load to where no line, or another, is told of it: as long as it is 16 bytes
+    wide, it may be the map's. Where no width is asked for, it does not matter which it is."""
     lost = [set(widths) for access, widths in row.other.items() if set(access) & set("?|")]
-    if ALL_CASES[row.case].wide and any(widths != {"128"} for widths in lost):
+    if ALL_CASES[row.case].wide and (not lost or any(widths != {"128"} for widths in lost)):
         return row
-    return row._replace(other={}, unseen=[] if lost else row.unseen)
+    return row._replace(other={}, unseen=[])
 
 
 def steps(library: stub_driver.Library, parts: list[Part]) -> Iterator[Step]:
