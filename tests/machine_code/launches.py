@@ -21,8 +21,8 @@ from launch_steps import DTYPES, Part, Step, from_json, steps, to_json
 from public_calls import ALL_CASES, EMPTY, ODD
 
 from se_fused import plan
+from se_fused.backends.triton.tuning import WARPS
 
-WARPS = (2, 4, 8)
 EVERYDAY = [
     Part(EVERY_KERNEL, "bf16", plan.WARPS),
     Part("odd-5x7", "fp32", plan.WARPS, reads_code=False),
@@ -39,7 +39,7 @@ TWO_WARPS = (
     "fp32 contiguous-95x95 rescale_backward gate_gradient_kernel 2",
     "bf16 contiguous-95x95 rescale_backward gate_gradient_kernel 2",
 )
-# In the ptxas of Triton 3.6, one or two values more than it gives registers to.
+# And in one version of ptxas, one or two values more than it gives registers to.
 KNOWN = {
     "3.6": (
         *TWO_WARPS,
@@ -47,7 +47,11 @@ KNOWN = {
         "fp32 channels-last-7x7 squeeze_excite_add_act_backward norm_sums_kernel 8",
         "bf16 channels-last-7x7 squeeze_excite_add_act_backward norm_sums_kernel 2",
     ),
-    "3.8": TWO_WARPS,
+    "3.8": (
+        *TWO_WARPS,
+        "fp32 contiguous-56x56 FusedSE inside_backward gate_gradient_kernel 8",
+        "fp32 contiguous-56x56 squeeze_excite without biases_backward gate_gradient_kernel 8",
+    ),
 }
 
 
@@ -77,21 +81,23 @@ def print_steps():
         print(to_json(step), flush=True)
 
 
-def print_autotuned():
-    """In the process that has the stub, with the autotuner on: the numbers of warps that it tries,
-    and the threads of each launch of a first and of a second call."""
+def print_tuned():
+    """In the process that has the stub, with tuning on: the numbers of warps that are tried, and
+    the threads of each launch of a first and of a second call. Without a clock, none is faster."""
     import torch
 
     import se_fused
-    from se_fused.backends.triton import apply
+    from se_fused.backends.triton import tuning
 
+    tuning.milliseconds = lambda call: (call(), 1.0)[1]
+    tuning._can_time = lambda: True
     library, x = stub_driver.install(), torch.ones(2, 8, 6, 6)
     threads = []
     for _ in range(2):
         with stub_driver.recording(library) as found:
             se_fused.rescale(x, torch.ones(2, 8))
         threads.append([launch.threads for launch in found])
-    print(json.dumps([apply.WARPS, *threads]))
+    print(json.dumps([tuning.WARPS, *threads]))
 
 
 def launched(parts: list[Part]) -> list[Step]:

@@ -30,6 +30,8 @@ from launch_steps import Part, from_json  # noqa: E402
 from public_calls import EMPTY, ODD  # noqa: E402
 from rules import BUDGETS  # noqa: E402
 
+from se_fused import plan  # noqa: E402
+
 BY_ALL_WARPS = (EVERY_KERNEL, "contiguous-56x56", "contiguous-7x7")
 INT64 = [case for case in CASES if "int64" in case]
 SELECTIONS = {
@@ -132,13 +134,15 @@ def test_the_selection_has_every_kernel_and_way(steps):
 
 
 @thorough
-def test_the_autotuner_launches_each_number_of_warps_once():
-    code = "import launches; launches.print_autotuned()"
+def test_tuning_launches_each_number_of_warps_once():
+    """And then the planned one, which no other beats."""
+    code = "import launches; launches.print_tuned()"
     warps, first, second = json.loads(
         stub_driver.fresh_process("-c", code, SE_FUSED_AUTOTUNE="1")
     )
+    planned = 32 * plan.WARPS
     assert sorted(first[:-1]) == [32 * number for number in sorted(warps)]
-    assert first[-1] in first[:-1] and second == first[-1:]
+    assert first[-1] == planned and second == [planned]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
