@@ -82,7 +82,9 @@ def collected(path) -> dict:
     found = {section: list(of.values()) for section, of in rows.items()}
     # What their tables have every other time over.
     found["tail"] = [row for row in found["tail"] if "fused" in row["ms"]]
-    found["network"] = [row for row in found["network"] if {"eager", "fused"} <= row["ms"].keys()]
+    ours = {"fused", "fused blocks"}
+    found["network"] = [row for row in found["network"]
+                        if "eager" in row["ms"] and ours & row["ms"].keys()]
     return {
         "device": {key: value for key, value in device.items() if key != "section"},
         "malloc": {}, "commit": run["commit"], "dirty": run["dirty"], "date": run["date"],

@@ -95,9 +95,8 @@ def variants(rows: list[dict]) -> str:
         found.setdefault(key, {})[row["variant"]] = row
     lines = []
     for key, of in found.items():
-        cells = [cell(of[name]["graph_ms"]["median"] * 1e3 if name in of else None, number)
-                 for name in names]
-        cells.append(_range({row["kernels"] for row in of.values()} - {None}))
+        cells = [cell(graph_ms(of[name]) * 1e3 if name in of else None, number) for name in names]
+        cells.append(_range({row.get("kernels") for row in of.values()} - {None}))
         lines.append([*key, *cells])
     head = ["block", "network, map, hidden", "layout", "pass", *names, "kernels"]
     return tables.markdown(head, lines)
@@ -129,8 +128,9 @@ def summary(result: dict) -> str:
         if case.map in maps:
             lines += [_of_block(case, *of) for of in directions.items()]
     for row in result["tail"]:
-        fused = row["graph_ms"]["fused"]["median"]
-        sides = [f"{side} {of['median'] / fused:.2f}×" for side, of in row["graph_ms"].items()
+        times = row["graph_ms" if "fused" in row["graph_ms"] else "ms"]
+        fused = times["fused"]["median"]
+        sides = [f"{side} {of['median'] / fused:.2f}×" for side, of in times.items()
                  if side != "fused"]
         lines.append(f"{row['tail']} {Case.of(row).size}: {number(fused * 1e3)} µs; "
                      + ", ".join(sides))
@@ -147,11 +147,16 @@ def summary(result: dict) -> str:
     return "\n".join(lines)
 
 
+def graph_ms(row: dict, who: str = "") -> float:
+    """As a CUDA graph, or launched one by one where there was none."""
+    return (row.get(f"{who}graph_ms") or row[f"{who}ms"])["median"]
+
+
 def _of_block(case, direction, contenders) -> str:
     row = next(iter(contenders.values()))
-    fused = row["fused_graph_ms"]["median"]
+    fused = graph_ms(row, "fused_")
     gbs = row["passes"]["fused"] * row["map_bytes"] / fused / 1e6
-    ratios = [f"{name} {of['this_graph_ms']['median'] / of['fused_graph_ms']['median']:.2f}×"
+    ratios = [f"{name} {graph_ms(of, 'this_') / graph_ms(of, 'fused_'):.2f}×"
               for name, of in contenders.items()]
     return (
         f"{case.size} {case.layout}, {tables.spaced(direction)}, {case.backend}: "
@@ -166,6 +171,6 @@ def _best_warps(rows) -> str:
     for row in rows:
         if row["variant"].endswith("warps"):
             key = row["of"], Case.of(row | {"backend": None}), row["direction"]
-            groups.setdefault(key, []).append((row["graph_ms"]["median"], row["variant"]))
+            groups.setdefault(key, []).append((graph_ms(row), row["variant"]))
     best = collections.Counter(min(of)[1] for of in groups.values())
     return ", ".join(f"{name} {count}" for name, count in best.most_common())

@@ -9,6 +9,7 @@ SE, whose time is what a block without SE takes. Each is first compared with flo
 """
 
 import copy
+import functools
 import itertools
 import math
 
@@ -64,8 +65,11 @@ def test_tail(benchmark, device, fused_backend, request, tail, map, dtype, layou
     )
 
 
-def judge(blocks: dict[str, nn.Module], x: Tensor, dy: Tensor, *residual: Tensor):
-    """Each against float64, with SE or without."""
+def judge(
+    blocks: dict[str, nn.Module], x: Tensor, dy: Tensor, *residual: Tensor,
+    attempt=lambda name, call: call(),
+):  # fmt: skip
+    """Each against float64, with SE or without; ``attempt`` may do otherwise than raise."""
     # PyTorch's BatchNorm adds up a batch in channels_last in one run; the fused one may not.
     added = x.numel() // x.shape[1]
     for kind in ("eager", "without SE"):
@@ -74,10 +78,9 @@ def judge(blocks: dict[str, nn.Module], x: Tensor, dy: Tensor, *residual: Tensor
         for name, block in blocks.items():
             if ("without SE" in name) != (kind == "without SE"):
                 continue
-            if name == "fused":
-                exact.judge(block)
-            else:
-                exact.judge(block, arithmetic=x.dtype, longer=max(1, added**0.5 / 10))
+            longer = {"arithmetic": x.dtype, "longer": max(1, added**0.5 / 10)}
+            how = {} if name == "fused" else longer
+            attempt(name, functools.partial(exact.judge, block, **how))
 
 
 def contenders(tail, map, dtype, device) -> dict[str, nn.Module]:

@@ -131,8 +131,12 @@ class Graphed:
         torch.cuda.current_stream().wait_stream(stream)
         gc.collect()  # a graph of autograd that is left over would have nodes of other streams
         self.graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(self.graph):
-            outputs = [call() for call in calls]
+        current = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(self.graph):
+                outputs = [call() for call in calls]
+        finally:  # which a capture that fails to end leaves undone
+            torch.cuda.set_stream(current)
         del outputs  # their memory is the graph's
         self.graph.instantiate()
 

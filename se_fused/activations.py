@@ -13,11 +13,18 @@ GATES = ("identity", "relu", "sigmoid", "hardsigmoid", "tanh")
 
 LEAKY_SLOPE = 0.01  # the default of torch.nn.LeakyReLU
 
+
+
+def hardswish(p: Tensor) -> Tensor:
+    # PyTorch's CUDA kernel has a float32 1/6 in float64, too.
+    return p * F.relu6(p + 3) / 6 if p.is_cuda and p.dtype == torch.float64 else F.hardswish(p)
+
+
 FUNCTIONS = {
     "identity": lambda p: p,
     "relu": torch.relu,
     "silu": F.silu,
-    "hardswish": F.hardswish,
+    "hardswish": hardswish,
     "leaky_relu": F.leaky_relu,
     "gelu": F.gelu,
     "sigmoid": torch.sigmoid,

@@ -108,6 +108,13 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=HAS_GPU)
+def plain_convolutions():
+    """On a GPU, convolutions in float32 itself, not TF32, and the same from run to run."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
 @pytest.fixture
 def poisoned_allocations():
     """Fills fresh allocations with NaN: an element that a kernel forgot shows in its result."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import se_fused._C  # noqa: F401  (loading it registers torch.ops.se_fused_cpp)
-from se_fused import fakes, max_passes, passes
+from se_fused import between, fakes, max_passes, passes
 from se_fused.activations import ACTS, GATES
 
 _ops = torch.ops.se_fused_cpp
@@ -112,24 +112,30 @@ def norm_rescale_backward(
     return _ops.norm_rescale_backward.default(*arguments, _ACT_CODES[act], add)
 
 
-# Between the passes, for CPU tensors.
+# What lies between these passes: kernels for the CPU, too.
 
 
-merge_moments = _ops.merge_moments.default
+def merge_moments(planes: Tensor, m2: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    if not planes.is_cpu:
+        return between.merge_moments(planes, m2, positions)
+    return _ops.merge_moments.default(planes, m2, positions)
 
 
 def norm_excite(
     planes, center, scale, shift, w1, b1, w2, b2, act: str, gate: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _ops.norm_excite.default(
-        planes, center, scale, shift, w1, b1, w2, b2, _ACT_CODES[act], _GATE_CODES[gate]
-    )
+    arguments = planes, center, scale, shift, w1, b1, w2, b2
+    if not planes.is_cpu:
+        return between.norm_excite(*arguments, act, gate)
+    return _ops.norm_excite.default(*arguments, _ACT_CODES[act], _GATE_CODES[gate])
 
 
 def norm_excite_backward(
     sums, planes, center, scale, shift, p1, g, w1, w2, act: str, gate: str, positions: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    arguments = sums, planes, center, scale, shift, p1, g, w1, w2
+    if not planes.is_cpu:
+        return between.norm_excite_backward(*arguments, act, gate, positions)
     return _ops.norm_excite_backward.default(
-        sums, planes, center, scale, shift, p1, g, w1, w2, _ACT_CODES[act], _GATE_CODES[gate],
-        positions,
+        *arguments, _ACT_CODES[act], _GATE_CODES[gate], positions
     )

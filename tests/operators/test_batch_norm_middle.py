@@ -238,8 +238,8 @@ def test_moments_of_means_much_larger_than_their_differences(place):
 @pytest.mark.parametrize("namespace", [torch.ops.se_fused, ops], ids=["operator", "as-functional"])
 @each_block
 def test_fake_results_agree_with_real_ones(place, operator, device, namespace, norm, norm_act):
-    arguments = make_case((3, 19, 5), norm, norm_act).arguments[operator]
-    check_fakes(call, operator, arguments, device, namespace)
+    arguments = make_case((3, 19, 5), norm, norm_act, device=place.device).arguments[operator]
+    check_fakes(call, operator, arguments, device, namespace, place)
 
 
 @each_operator

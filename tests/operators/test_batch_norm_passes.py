@@ -262,7 +262,7 @@ def test_fake_results_agree_with_real_ones(place, operator, signature, device, n
     act = "silu" if variant else "identity"
     inputs = make_norm_inputs(device=place.device, act=act, **signature, **variant)
     arguments = OPERATORS[operator][0](inputs)
-    check_fakes(call, operator, arguments, device, namespace)
+    check_fakes(call, operator, arguments, device, namespace, place)
 
 
 @each_pair(operator=OPERATORS.keys(), layout=DENSE, variant=("training", "neither", "no-norm"))

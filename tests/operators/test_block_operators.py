@@ -143,7 +143,7 @@ def test_results_repeat_bitwise(place, operator, layout):
 )  # fmt: skip
 def test_fake_results_agree_with_real_ones(place, operator, signature, device, namespace):
     arguments = OPERATORS[operator][0](make_inputs(hidden=3, device=place.device, **signature))
-    check_fakes(call, operator, arguments, device, namespace)
+    check_fakes(call, operator, arguments, device, namespace, place)
 
 
 @each_pair(operator=OPERATORS.keys(), biases=BIASES, layout=DENSE)

@@ -30,6 +30,21 @@ def test_torch_s_current_cuda_stream_is_found():
     assert torch.ops.se_fused_cpp.finds_cuda_stream() == (torch.version.cuda is not None)
 
 
+def test_what_has_no_cuda_kernel_is_pytorch_s():
+    """Of tensors that are not the CPU's; their values are plain PyTorch's, tested as eager."""
+    cpp = ops.backends.load("cpp")
+    planes, m2, p1, vector = (torch.empty(s, device="meta") for s in ((3, 5), (3, 5), (3, 2), 5))
+    w1, w2 = p1.new_empty(2, 5), p1.new_empty(5, 2)
+    norm = vector, vector, vector
+    center, var = cpp.merge_moments(planes, m2, 7)
+    assert center.shape == var.shape == (5,)
+    z, p1, g = cpp.norm_excite(planes, *norm, w1, None, w2, None, "silu", "sigmoid")
+    assert (z.shape, p1.shape, g.shape) == ((3, 5), (3, 2), (3, 5))
+    sums = planes.new_empty(2, 3, 5)
+    found = cpp.norm_excite_backward(sums, planes, *norm, p1, g, w1, w2, "silu", "sigmoid", 7)
+    assert [t.shape for t in found] == [(3, 2), (3, 2), (3, 5), (3, 5), (5,), (5,)]
+
+
 def python(code, *arguments, **environment):
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],

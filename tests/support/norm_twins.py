@@ -7,9 +7,16 @@ from twins import COMPOSED, C, PlainSE, R
 
 from se_fused import FusedBatchNormSE, tail
 
-ACTS = {None: nn.Identity, "relu": nn.ReLU, "silu": nn.SiLU, "hardswish": nn.Hardswish,
+
+class Hardswish(nn.Module):
+    """nn.Hardswish has a float32 1/6 in float64 on a GPU."""
+
+    def forward(self, p):
+        return p * nn.functional.relu6(p + 3) / 6
+
+
+ACTS = {None: nn.Identity, "relu": nn.ReLU, "silu": nn.SiLU, "hardswish": Hardswish,
         "gelu": nn.GELU, "tanh": nn.Tanh}
-SE_OPTIONS = ("norm_layer", "add_maxpool")
 
 
 class Plain(nn.Module):
