@@ -21,6 +21,8 @@ from se_fused.backends.triton.tiles import (
 
 # As many of a thread's elements as lie along positions, in either layout, with up to 4 warps.
 FOLD = tl.constexpr(2)
+# Channels whose slots are merged at once: a thread has three values of ROUND slots for each of its.
+MOMENTS_CHUNK = tl.constexpr(128)
 
 
 # mean = Σ x / M, m2 = Σ (x - mean)², each [N, C].
@@ -28,7 +30,7 @@ FOLD = tl.constexpr(2)
 # d = x - shift and of d², with the first tile's mean as the shift: nothing cancels that is large
 # beside m2, to which that tile adds its own distance from the mean.
 # Reads x once; the last program of a sample reads its slots. Writes slots, mean and m2.
-# Budget: 104 registers, 8 KB of shared memory.
+# Budget: 112 registers, 8 KB of shared memory.
 @triton.jit(do_not_specialize=["samples", "splits", "tiles_per_split"])
 def moments_kernel(
     x_ptr, slot_ptr, counter_ptr, mean_ptr, m2_ptr,
@@ -75,7 +77,7 @@ def moments_kernel(
         if finishes_sample(counter_ptr, sample, blocks * splits):
             _store_slot_moments(
                 slot_ptr, slots, mean_ptr, m2_ptr, sample, channels, spatial,
-                splits, tiles_per_split * BLOCK_M, CHUNK,
+                splits, tiles_per_split * BLOCK_M, min(CHUNK, MOMENTS_CHUNK),
             )  # fmt: skip
 
 
