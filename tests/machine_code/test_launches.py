@@ -40,10 +40,10 @@ SELECTIONS = {
     "int64": [Part(case, "bf16", 4) for case in INT64],
     "odd": launches.chosen([*ODD, *EMPTY], ("fp32", "bf16-parameters"), [4]),
 }
-thorough = pytest.mark.thorough
+thorough, slow = pytest.mark.thorough, pytest.mark.slow
+MARKS = {"everyday": (), EVERY_KERNEL: thorough, "odd": thorough}
 of_selections = pytest.mark.parametrize(
-    "selection",
-    [pytest.param(name, marks=[thorough] * (name != "everyday")) for name in SELECTIONS],
+    "selection", [pytest.param(name, marks=MARKS.get(name, slow)) for name in SELECTIONS]
 )
 
 
