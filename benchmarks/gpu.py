@@ -123,12 +123,12 @@ def start(stage: str, folder: Path, dry: bool, log, seconds: float = 0) -> Proce
         "PYTHONUNBUFFERED": "1",
         "SE_FUSED_AUTOTUNE": "0",  # the stages choose the number of warps
         "TORCHINDUCTOR_CACHE_DIR": str(CACHES / "inductor"),
+        # It keeps what is compiled around an autograd Function, too.
+        "TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD": "1",
         "TRITON_CACHE_DIR": str(CACHES / "triton"),
     }
     if dry:  # beside others on few processors
         environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"} | environment
-    # What is compiled around an autograd Function is kept, too.
-    environment["TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD"] = "1"
     is_warmer = stage.startswith("warm:")
     if is_warmer:
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "4"

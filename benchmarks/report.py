@@ -21,7 +21,7 @@ from errors import RequestError
 from se_fused import ops
 
 ROOT = Path(__file__).resolve().parents[1]
-BESIDE = Path()  # the results
+BESIDE = Path("beside the results")  # what --plots has without DIR
 
 
 def machine() -> dict:
@@ -131,7 +131,7 @@ def main(arguments=None):
         if len(files) > 1:
             print(compare(results))
         else:
-            plots = Path(files[0]).with_suffix("") if args.plots == BESIDE else args.plots
+            plots = Path(files[0]).with_suffix("") if args.plots is BESIDE else args.plots
             show(results[files[0]], files[0], args.readme, plots)
     except RequestError as error:
         sys.exit(str(error))

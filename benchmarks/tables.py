@@ -25,14 +25,14 @@ def block(result: dict, folded: bool = False) -> str:
             "Geometric mean over the maps (lowest):",
             means(rows),
             fold("Map by map, forward / forward + backward. GB/s: the map's bytes × the passes "
-                  "that FusedSE makes over it (3 / 7), over its time; share: over the GB/s of "
-                  "PyTorch's copy of such a map. A map that stays in the cache may pass 100 %.",
-                  by_map(rows), folded),
+                 "that FusedSE makes over it (3 / 7), over its time; share: over the GB/s of "
+                 "PyTorch's copy of such a map. A map that stays in the cache may pass 100 %.",
+                 by_map(rows), folded),
         ]
         if any("fused_graph_ms" in row for row in rows):
             parts.append(
                 fold("Microseconds: kernels, queued before they start / the same as a CUDA graph "
-                      "/ the CPU until all is queued.", launches(rows), folded)
+                     "/ the CPU until all is queued.", launches(rows), folded)
             )
     return "\n\n".join(parts)
 

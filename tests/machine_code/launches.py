@@ -44,7 +44,6 @@ KNOWN = {
     "3.6": (
         *TWO_WARPS,
         "fp32 contiguous-14x14 squeeze_excite_add_act_backward norm_sums_kernel 8",
-        "fp32 channels-last-7x7 squeeze_excite_add_act_backward norm_sums_kernel 8",
         "bf16 channels-last-7x7 squeeze_excite_add_act_backward norm_sums_kernel 2",
         # The line of a store is lost, of a sum.
         "bf16 contiguous-7x7 squeeze_excite without biases_backward gate_gradient_kernel 4",
