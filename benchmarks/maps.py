@@ -79,9 +79,9 @@ def read(name: str, library: str, sample: tuple[int, ...], batch: int) -> list[M
     found = Counter()
 
     def look(block, args):
-        layers = block._layers()
-        act, gate = block._fused_names(*layers)
-        found[tuple(args[0].shape), layers[0].weight.shape[0], act, gate] += 1
+        x = args[0]
+        found_for = block.__se_fused__.specification(block, x)
+        found[tuple(x.shape), found_for.w1.shape[0], found_for.act, found_for.gate] += 1
 
     for block in network.modules():
         if isinstance(block, FusedSE):

@@ -1,6 +1,7 @@
 """Where autograd Functions meet export, transforms, autocast and double backward."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from threading import get_ident
 
 import torch
 from torch import Tensor
@@ -8,9 +9,26 @@ from torch.autograd import forward_ad
 
 from se_fused import ops
 
+_plain_threads: set[int] = set()
+
+
+@contextmanager
+def plain_operators():
+    """What this thread calls inside runs on PyTorch's own operators, on whatever backend."""
+    ident = get_ident()
+    is_first = ident not in _plain_threads
+    _plain_threads.add(ident)
+    try:
+        yield
+    finally:
+        if is_first:
+            _plain_threads.discard(ident)
+
 
 def needs_plain_operators() -> bool:
     """Whether someone takes the computation apart who knows PyTorch's own operators alone."""
+    if _plain_threads and not torch.compiler.is_compiling() and get_ident() in _plain_threads:
+        return True
     # Not is_exporting(), which torch.compile of 2.10 and 2.11 takes for true in what it traces.
     if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
         return True

@@ -9,22 +9,47 @@ import torch.fx
 from torch import Tensor, nn
 
 from se_fused import checks, functional, ops
-from se_fused.activations import ACTS, GATES, function_name, make_module
+from se_fused.activations import make_module
+from se_fused.layers import (
+    Slots,
+    Specification,
+    dims_taken,
+    has_global_hooks,
+    is_plain,
+    layers_of,
+    names_of,
+    specification,
+)
 from se_fused.maximum import SQUEEZES
-from se_fused.pointwise import is_pointwise
 
 
-class Slots(NamedTuple):
-    """Where a block has its layers: an attribute path ("fc.0"), a function, or None for no layer.
+class Form(NamedTuple):
+    """What an SE module computes of its layers; kept by the module as ``__se_fused__``.
 
-    Without ``fc2`` the block has one layer and no act.
+    Names of ours on a module have underscores on both sides: others are its library's.
     """
 
-    fc1: str = "fc1"
-    act: str | Callable | None = "act"
-    fc2: str | None = "fc2"
-    gate: str | Callable = "gate"
-    norm: str | None = "bn"
+    slots: Slots | None = Slots()  # None: the module ``excitation`` is the whole of it
+    swapped_squeeze: str | None = None  # None: the module's own attribute
+    add_residual: bool = False  # y = x * g + x
+    is_se_alone: bool = True  # of a map [N, C, *spatial], which it returns rescaled, nothing else
+    guard: object = None  # of a swapped module: what must be as it was at the swap
+    names: tuple[str, str] | None = None  # of its act and gate then
+    channels: int | None = None
+
+    def squeeze(self, module: nn.Module) -> str:
+        return self.swapped_squeeze or module.squeeze
+
+    def intact(self, module: nn.Module) -> bool:
+        return self.guard is None or self.guard.difference(module) is None
+
+    def specification(self, module: nn.Module, x: Tensor) -> Specification | None:
+        """What ``squeeze_excite`` takes, if it computes this module of x; else None."""
+        if self.add_residual or has_global_hooks():
+            return None
+        layers = layers_of(module, self.slots)
+        names = names_of(layers) if self.guard is None else self.names
+        return specification(layers, names, x)
 
 
 class FusedSE(nn.Module):
@@ -60,12 +85,7 @@ class FusedSE(nn.Module):
     Source: Hu et al., arXiv 1709.01507; argument names from timm.
     """
 
-    slots = Slots()  # None: a module is the whole excitation
-    add_maxpool = False
-    _fused_squeeze = "avg"  # where add_maxpool is False
-    add_residual = False  # y = x * g + x
-    takes_a_plain_map = True  # [N, C, *spatial], and returns it rescaled, nothing else
-    on_gate: Callable[[Tensor], None] | None = None  # called with the gates while they are recorded
+    __on_gate__: Callable[[Tensor], None] | None = None  # gets the gates while they are recorded
 
     def __init__(
         self,
@@ -90,16 +110,16 @@ class FusedSE(nn.Module):
         checks.choice(squeeze, SQUEEZES, "squeeze")
         if add_maxpool and squeeze not in ("avg", "avg_max"):
             raise ValueError(f"add_maxpool is squeeze='avg_max', got squeeze={squeeze!r} beside it")
-        self.add_maxpool = add_maxpool or squeeze == "avg_max"
-        if not self.add_maxpool:
-            self._fused_squeeze = squeeze
+        squeeze = "avg_max" if add_maxpool else squeeze
+        self.squeeze = squeeze
+        self.__se_fused__ = Form(None if excitation is not None else Slots())
         if excitation is not None:
             _check_excitation(
                 excitation, rd_ratio=rd_ratio, rd_channels=rd_channels, rd_divisor=rd_divisor,
                 bias=bias, act_layer=act_layer, norm_layer=norm_layer, gate_layer=gate_layer,
                 device=device, dtype=dtype,
             )  # fmt: skip
-            self.slots, self.excitation = None, excitation
+            self.excitation = excitation
             return
         if rd_channels is None:
             rd_channels = _round_to_multiple(channels * rd_ratio, rd_divisor)
@@ -114,73 +134,9 @@ class FusedSE(nn.Module):
         self.gate = make_module(gate_layer, "gate_layer")
 
     def forward(self, x: Tensor) -> Tensor:
-        return traced(self, x) if isinstance(x, torch.fx.Proxy) else self._fused(x)
-
-    def _fused(self, x: Tensor) -> Tensor:
-        layers = self._layers()
-        names = self._fused_names(*layers)
-        if names is not None:
-            fc1, _, fc2, _, _ = layers
-            return functional.squeeze_excite(
-                x, *parameters_of(fc1), *parameters_of(fc2), act=names[0], gate=names[1],
-                squeeze=self._squeeze_kind(), on_gate=self.on_gate,
-            )  # fmt: skip
-        return functional.rescale(x, self._gate(x, *layers))
-
-    def _gate(self, x: Tensor, fc1, act, fc2, gate, norm) -> Tensor:
-        """What x is multiplied by, [N, C] with any number of trailing dims of size 1."""
-        z = functional.squeeze(x, self._squeeze_kind())
-        if self.slots is None:
-            weight = next(self.excitation.parameters(), z)
-            g = self.excitation(z.to(weight.dtype))
-        else:
-            weight = fc1.weight
-            p = fc1(z.view(z.shape + (1,) * (weight.dim() - 2)).to(weight.dtype))
-            if norm is not None:
-                p = norm(p)
-            g = gate(p if fc2 is None else fc2(act(p)))
-        if self.on_gate is not None:
-            self.on_gate(g.detach().flatten(1))
-        if self.add_residual:
-            return 1 + g.to(z.dtype)
-        # rescale takes a gate of x's dtype or wider; autocast may have lowered it below x's.
-        is_lower = isinstance(g, Tensor) and g.dtype != x.dtype and x.dtype.itemsize > 2
-        return g.to(x.dtype) if is_lower else g
-
-    def _squeeze_kind(self) -> str:
-        return "avg_max" if self.add_maxpool else self._fused_squeeze
-
-    def _layers(self):
-        """fc1, act, fc2, gate and norm; None where there is none."""
-        if self.slots is None:
-            return (None,) * 5
-        modules = self._modules
-        fc1, act, fc2, gate, norm = [modules.get(slot) or self._layer(slot) for slot in self.slots]
-        return fc1, act, fc2, gate, None if type(norm) is nn.Identity else norm
-
-    def _layer(self, slot: str | Callable | None):
-        if not isinstance(slot, str):
-            return slot
-        layer = self
-        for name in slot.split("."):
-            layer = getattr(layer, name)
-        return layer
-
-    def _fused_names(self, fc1, act, fc2, gate, norm) -> tuple[str, str] | None:
-        """The names of act and gate if ``squeeze_excite`` computes this module, else None."""
-        if norm is not None or fc2 is None or self.add_residual:
-            return None
-        act_name, gate_name = function_name(act), function_name(gate)
-        if act_name not in ACTS or gate_name not in GATES:
-            return None
-        if not (is_pointwise(fc1) and is_pointwise(fc2)):
-            return None
-        if has_hooks(fc1) or has_hooks(act) or has_hooks(fc2) or has_hooks(gate):
-            return None
-        return act_name, gate_name
-
-    def _is_one_operator(self) -> bool:
-        return self._squeeze_kind() == "avg" and self._fused_names(*self._layers()) is not None
+        if isinstance(x, torch.fx.Proxy):
+            return traced(self, x)
+        return compute(self, x, self.__se_fused__)
 
     def __prepare_scriptable__(self):
         raise NotImplementedError(
@@ -189,34 +145,89 @@ class FusedSE(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        layers = self._layers()
-        _, _, fc2, _, norm = layers
-        kind = self._squeeze_kind()
-        steps = ["squeeze" if kind == "avg" else f"squeeze by {kind}"]
-        if self.slots is None:
-            steps += ["excitation"]
-        else:
-            steps += ["fc1" if fc2 is not None else "fc"]
-            steps += ["norm"] if norm is not None else []
-            steps += ["act", "fc2"] if fc2 is not None else []
-            steps += ["gate"]
-        steps += ["rescale + x" if self.add_residual else "rescale"]
-        fused = "squeeze and rescale fused"
-        if self._fused_names(*layers) is not None:
-            fused = "one operator" if self._is_one_operator() else "one function"
-        return ", ".join([" → ".join(steps), fused, *self._backends()])
-
-    def _backends(self) -> list[str]:
-        """Which backend runs it, where its parameters tell the device."""
-        for parameter in self.parameters():
-            try:
-                return [f"backend={ops.backend_for(parameter.device)}"]
-            except (RuntimeError, ValueError) as error:
-                return [f"backend=none: {error}"]
-        return []
+        return described(self, self.__se_fused__)
 
 
-def traced(module: FusedSE, *args) -> torch.fx.Proxy:
+def compute(module: FusedSE, x: Tensor, form: Form) -> Tensor:
+    """Squeeze, excitation and rescale of x by the module's layers."""
+    found = form.specification(module, x)
+    on_gate = module.__on_gate__
+    if found is None:
+        gate = _gate(module, x, form, on_gate)
+        return functional.rescale(x, gate)
+    w1, b1, w2, b2, act, gate = found
+    return functional.squeeze_excite(
+        x, w1, b1, w2, b2, act=act, gate=gate, squeeze=form.squeeze(module), on_gate=on_gate
+    )
+
+
+def specification_of(se: nn.Module, x: Tensor) -> Specification | None:
+    """What ``squeeze_excite`` takes, if it computes a module of x by itself; else None."""
+    form = se.__se_fused__ if isinstance(se, FusedSE) else None
+    if form is None or form.squeeze(se) != "avg" or not form.is_se_alone or not form.intact(se):
+        return None
+    return form.specification(se, x)
+
+
+def _gate(module: FusedSE, x: Tensor, form: Form, on_gate) -> Tensor:
+    """What x is multiplied by, [N, C] with any number of trailing dims of size 1."""
+    z = functional.squeeze(x, form.squeeze(module))
+    if form.slots is None:
+        g = module.excitation(z.to(_dtype_of(module.excitation, x)))
+    else:
+        fc1, act, fc2, gate, norm = layers_of(module, form.slots)
+        ones = (1,) * (dims_taken(fc1) - 2)
+        p = fc1(z.view(z.shape + ones).to(_dtype_of(fc1, x)))
+        if norm is not None:
+            p = norm(p)
+        g = gate(p if fc2 is None else fc2(act(p)))
+    if on_gate is not None:
+        on_gate(g.detach().flatten(1))
+    if form.add_residual:
+        return 1 + g.to(z.dtype)
+    # rescale takes a gate of x's dtype or wider; autocast may have lowered it below x's.
+    is_lower = isinstance(g, Tensor) and g.dtype != x.dtype and x.dtype.itemsize > 2
+    return g.to(x.dtype) if is_lower else g
+
+
+def _dtype_of(layer: nn.Module, x: Tensor) -> torch.dtype:
+    """What a layer takes: its own parameters' dtype where they are plain, else x's."""
+    weight = next(layer.parameters(recurse=False), None)
+    if weight is None:
+        weight = next(layer.parameters(), None)
+    return weight.dtype if is_plain(weight) and weight.is_floating_point() else x.dtype
+
+
+def described(module: FusedSE, form: Form) -> str:
+    """The steps of a module, how much of it is fused, and which backend runs it."""
+    layers = layers_of(module, form.slots)
+    kind = form.squeeze(module)
+    steps = ["squeeze" if kind == "avg" else f"squeeze by {kind}"]
+    if form.slots is None:
+        steps += ["excitation"]
+    else:
+        steps += ["fc1" if layers.fc2 is not None else "fc"]
+        steps += ["norm"] if layers.norm is not None else []
+        steps += ["act", "fc2"] if layers.fc2 is not None else []
+        steps += ["gate"]
+    steps += ["rescale + x" if form.add_residual else "rescale"]
+    fused = "squeeze and rescale fused"
+    if not form.add_residual and names_of(layers) is not None:
+        fused = "one operator" if kind == "avg" else "one function"
+    return ", ".join([" → ".join(steps), fused, *_backends(module)])
+
+
+def _backends(module: nn.Module) -> list[str]:
+    """Which backend runs it, where its parameters tell the device."""
+    for parameter in module.parameters():
+        try:
+            return [f"backend={ops.backend_for(parameter.device)}"]
+        except (RuntimeError, ValueError) as error:
+            return [f"backend=none: {error}"]
+    return []
+
+
+def traced(module: nn.Module, *args) -> torch.fx.Proxy:
     """The module's call as one node of torch.fx's symbolic tracing, as PyTorch's own layers are."""
     tracer = args[0].tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, {})
@@ -236,18 +247,3 @@ def _check_excitation(excitation: nn.Module, **others):
 
 def _round_to_multiple(width: float, divisor: int) -> int:
     return max(divisor, int(width + divisor / 2) // divisor * divisor)
-
-
-def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias; looked up as attributes, a microsecond each, only where they must be."""
-    own = layer._parameters
-    return (own["weight"], own["bias"]) if len(own) == 2 else (layer.weight, layer.bias)
-
-
-def has_hooks(layer) -> bool:
-    return isinstance(layer, nn.Module) and bool(
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-    )

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from se_fused import tail
 from se_fused.activations import NORM_ACTS, POST_ACTS, function_name, make_module
 from se_fused.followed import call_before, class_before
-from se_fused.layout import acc_dtype
-from se_fused.module import FusedSE, has_hooks, parameters_of, traced
+from se_fused.layers import Specification, has_global_hooks, is_beside, is_changed, is_plain
+from se_fused.module import FusedSE, specification_of, traced
 
 # The normalisations known, with the dims of the maps that they take; and timm's, which has its
 # activation inside.
@@ -111,9 +111,10 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
     Where bn is timm's BatchNormAct2d, act is the one inside it. Where bn or act has se as its own
     child, as after ``insert_se``, it is called without it.
     """
-    if not _is_fused(bn, act, se, x, residual, post_act):
+    found = block_specification(bn, act, se, x, residual, post_act)
+    if found is None:
         return _one_by_one(bn, act, se, x, residual, post_act)
-    fc1, inner_act, fc2, gate, _ = se._layers()
+    w1, b1, w2, b2, inner_act, gate = found
     is_tracking = bn.training and bn.track_running_stats
     has_running = bn.running_mean is not None and (is_tracking or not bn.training)
     return tail.batch_norm_squeeze_excite(
@@ -122,49 +123,44 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
         bn.running_var if has_running else None,
         bn.weight,
         bn.bias,
-        *parameters_of(fc1),
-        *parameters_of(fc2),
+        w1,
+        b1,
+        w2,
+        b2,
         residual=residual,
         training=bn.training or bn.running_mean is None,
         momentum=_count_batch(bn, is_tracking),
         eps=bn.eps,
         norm_act=_name(act, se),
-        act=function_name(inner_act),
-        gate=function_name(gate),
+        act=inner_act,
+        gate=gate,
         post_act=_name(post_act),
         process_group=_process_group(bn, se),
-        on_gate=se.on_gate,
+        on_gate=se.__on_gate__,
     )
 
 
-def may_fuse(bn, act, se, post_act=None) -> bool:
-    """Whether nothing about the modules speaks against it."""
-    return (
-        _dims_of(bn, se) is not None
-        and _name(act, se) in NORM_ACTS
-        and _name(post_act) in POST_ACTS
-        and isinstance(se, FusedSE)
-        and se.takes_a_plain_map
-        and se._is_one_operator()
-        and not any([has_hooks(module) for module in (bn, act, se, post_act)])
-    )
-
-
-def _is_fused(bn, act, se, x, residual, post_act) -> bool:
-    if not isinstance(x, Tensor) or not may_fuse(bn, act, se, post_act):
-        return False
-    if x.dim() not in _dims_of(bn, se):
-        return False
-    accepted = x.dtype, acc_dtype(x.dtype)
-    own = bn.weight, bn.bias, bn.running_mean, bn.running_var
-    if any([t is not None and t.dtype not in accepted for t in own]):
-        return False
-    return residual is None or (
-        isinstance(residual, Tensor)
+def block_specification(bn, act, se, x, residual, post_act) -> Specification | None:
+    """Weights and names of the SE between, if the modules are fused at this call."""
+    if not is_plain(x) or has_global_hooks():
+        return None
+    if x.dim() not in (_dims_of(bn, se) or ()):
+        return None
+    if _name(act, se) not in NORM_ACTS or _name(post_act) not in POST_ACTS:
+        return None
+    if is_changed(bn) or is_changed(act) or is_changed(se) or is_changed(post_act):
+        return None
+    for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
+        if t is not None and not is_beside(t, x):
+            return None
+    if residual is not None and not (
+        is_plain(residual)
         and (torch.jit.is_tracing() or residual.shape == x.shape)
         and residual.dtype == x.dtype
         and residual.device == x.device
-    )
+    ):
+        return None
+    return specification_of(se, x)
 
 
 def _one_by_one(bn, act, se, x, residual, post_act):

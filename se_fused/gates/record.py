@@ -61,17 +61,17 @@ def record_gates(model: nn.Module, *, near: float = 0.05) -> Iterator["GateRecor
             "an exported or traced model has none"
         )
     for name, block in blocks.items():
-        if block.on_gate is not None:
+        if block.__on_gate__ is not None:
             raise RuntimeError(f"{name or 'the model'} is being recorded already")
     record = GateRecord(blocks, near)
     for name, block in blocks.items():
-        block.on_gate = _Observer(record, name)
+        block.__on_gate__ = _Observer(record, name)
     try:
         with torch.compiler.set_stance("force_eager"):
             yield record
     finally:
         for block in blocks.values():
-            vars(block).pop("on_gate", None)
+            vars(block).pop("__on_gate__", None)
 
 
 class GateRecord:

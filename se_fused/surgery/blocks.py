@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from se_fused.surgery.fusion import Fusion, build
-from se_fused.surgery.graph import Left
+from se_fused.surgery.report import Left
 
 
 class FusedBlock(nn.Module):

@@ -24,9 +24,13 @@ class ClassSwapped(nn.Module):
         raise NotImplementedError
 
 
-@cache
 def made_class(kind: type[ClassSwapped], library: type[nn.Module], key: tuple = ()) -> type:
     """The class of a kind in the place of a library's; key is what else it depends on."""
+    return _made_class(kind, library, key)
+
+
+@cache
+def _made_class(kind: type[ClassSwapped], library: type[nn.Module], key: tuple) -> type:
     members = {
         "__module__": kind.__module__,
         "__doc__": kind.__doc__,

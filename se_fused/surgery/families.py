@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from se_fused.module import Slots
+from se_fused.layers import Slots
+from se_fused.surgery.report import path_of
 from se_fused.surgery.swapped import SwappedChannelsLast, SwappedSCSE, SwappedSE
 
 
@@ -184,7 +185,3 @@ def _has_layers(module: nn.Module, slots: Slots) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def path_of(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"

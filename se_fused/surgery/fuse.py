@@ -5,10 +5,9 @@ from torch.fx import Graph
 
 from se_fused.module import FusedSE
 from se_fused.surgery.blocks import FusedBlock, fuse_block, unfuse_block
-from se_fused.surgery.families import path_of
-from se_fused.surgery.graph import Left, containers, is_layer_with_se, trace
+from se_fused.surgery.graph import containers, is_layer_with_se, trace
 from se_fused.surgery.pattern import Match, Outside, check_se, find
-from se_fused.surgery.report import Entry, Fused, Report
+from se_fused.surgery.report import Entry, Fused, Left, Report, path_of
 
 
 def fuse(model: nn.Module) -> Report:

@@ -10,10 +10,11 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.nn.utils import parametrize
 
-from se_fused.module import has_hooks
+from se_fused.layers import has_hooks
 from se_fused.norm import BATCH_NORMS, batch_norm_se
-from se_fused.surgery.graph import Left, containers, trace
+from se_fused.surgery.graph import containers, trace
 from se_fused.surgery.pattern import Match, check_se, find
+from se_fused.surgery.report import Left
 
 
 class Guard(NamedTuple):

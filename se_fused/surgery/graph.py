@@ -11,12 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from se_fused.followed import WithSE
 from se_fused.module import FusedSE
+from se_fused.surgery.report import Left
 
 _DEVICES = ("cpu", "cuda")
-
-
-class Left(Exception):
-    """Why an SE module is not fused with what stands around it."""
 
 
 def trace(block: nn.Module, opened: Iterable[nn.Module]) -> Graph:

@@ -9,9 +9,8 @@ from se_fused import checks
 from se_fused.activations import make_module
 from se_fused.followed import FollowedBySE, PrecededBySE, WithSE, add_se, take_se_off
 from se_fused.module import FusedSE
-from se_fused.surgery.families import path_of
 from se_fused.surgery.placements import WHERE, Site
-from se_fused.surgery.report import Entry, Inserted, Report
+from se_fused.surgery.report import Entry, Inserted, Report, path_of
 from se_fused.surgery.sites import check_has_no_se, check_layers, chosen, known
 
 

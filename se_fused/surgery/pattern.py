@@ -11,10 +11,11 @@ from torch.fx import Graph, Node
 
 from se_fused.activations import NORM_ACTS, function_name
 from se_fused.followed import class_before
+from se_fused.layers import layers_of, names_of
 from se_fused.module import FusedSE
 from se_fused.norm import BATCH_NORMS, NORM_ACT
-from se_fused.surgery.families import path_of
-from se_fused.surgery.graph import IN_PLACE, Left, is_layer_with_se, may_write, name_of
+from se_fused.surgery.graph import IN_PLACE, is_layer_with_se, may_write, name_of
+from se_fused.surgery.report import Left, path_of
 
 _ACTS = tuple(name for name in NORM_ACTS if name != "identity")
 _ADDS = (operator.add, torch.add, "add")
@@ -247,7 +248,11 @@ def _check_order(block: nn.Module, graph: Graph, match: Match):
 
 def check_se(module: FusedSE):
     """Raises Left for SE that is no single operator."""
-    if not module.takes_a_plain_map or type(module).forward is not FusedSE.forward:
+    form = module.__se_fused__
+    if not form.is_se_alone or (type(module).forward is not FusedSE.forward and not form.guard):
         raise Left("its forward is more than SE")
-    if not module._is_one_operator():
+    if form.guard is not None and form.guard.difference(module):
+        raise Left(f"it runs its library's forward: {form.guard.difference(module)}")
+    names = names_of(layers_of(module, form.slots)) if form.guard is None else form.names
+    if form.squeeze(module) != "avg" or form.add_residual or names is None:
         raise Left("it does not run as one operator")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from se_fused.surgery.families import path_of
+from se_fused.surgery.report import path_of
 
 WHERE = ("standard", "pre", "post", "identity", "conv3x3")
 

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from se_fused.module import FusedSE
-from se_fused.surgery.families import BY_CLASS, Family, known_family, path_of
-from se_fused.surgery.report import Entry, Report
+from se_fused.surgery.class_swap import library_of
+from se_fused.surgery.families import BY_CLASS, Family, known_family
+from se_fused.surgery.report import Entry, Left, Report, path_of
 from se_fused.surgery.structure import family_by_layers
 from se_fused.surgery.swapped import SwappedSE, swap, unswap
-from se_fused.surgery.trial import NO_SE, difference, obstacle
+from se_fused.surgery.trial import NO_SE, examine
 
 
 def replace_se(
@@ -55,6 +56,9 @@ class _Search:
 
     def __init__(self, model: nn.Module):
         self.modules = dict(model.named_modules())
+        for module in self.modules.values():
+            if _is_outdated(module):
+                unswap(module)
         self.entries: dict[str, Entry] = {}
         self.settled = {name for name, m in self.modules.items() if isinstance(m, FusedSE)}
 
@@ -64,8 +68,8 @@ class _Search:
                 continue
             family, reason = known_family(module)
             if family or reason:
-                reason = reason or obstacle(module, family) or difference(module, family)
-                self._enter(name, module, family, reason)
+                reason = reason or _swapped(module, family)
+                self._enter(name, module, reason)
                 self.settled.add(name)
 
     def by_layers(self):
@@ -78,7 +82,7 @@ class _Search:
             family = family_by_layers(module)
             is_known = path_of(type(module)) in BY_CLASS
             if family is not None:
-                reason = obstacle(module, family) or difference(module, family)
+                reason = _swapped(module, family)
             elif is_known:
                 reason = "it has not the layers that se_fused knows of its class"
             else:
@@ -90,12 +94,11 @@ class _Search:
                 self.settled.add(name)
             elif parts or (reason == NO_SE and not is_known):
                 continue  # a container, or something else with the layers of SE
-            self._enter(name, module, family, reason)
+            self._enter(name, module, reason)
 
-    def _enter(self, name: str, module: nn.Module, family: Family, reason: str | None):
-        self.entries[name] = Entry(name or "(model)", path_of(type(module)), reason)
-        if reason is None:
-            swap(module, family.swapped, family.slots)
+    def _enter(self, name: str, module: nn.Module, reason: str | None):
+        cls = type(module) if reason is not None else library_of(type(module))
+        self.entries[name] = Entry(name or "(model)", path_of(cls), reason)
 
     def report(self) -> Report:
         found = [self.entries[name] for name in self.modules if name in self.entries]
@@ -103,6 +106,24 @@ class _Search:
             replaced=[entry for entry in found if entry.reason is None],
             left=[entry for entry in found if entry.reason is not None],
         )
+
+
+def _swapped(module: nn.Module, family: Family) -> str | None:
+    """Swaps a module that can be, else says why not."""
+    try:
+        form = examine(module, family.swapped, family.slots)
+        swap(module, family.swapped, form)
+    except Left as reason:
+        return str(reason)
+    except TypeError as error:  # objects whose class is fixed
+        return f"its class cannot be changed: {error}"
+    return None
+
+
+def _is_outdated(module: nn.Module) -> bool:
+    """Whether a swapped module is not any more what it was at the swap."""
+    is_swapped = isinstance(module, SwappedSE) and library_of(type(module)) is not None
+    return is_swapped and not module.__se_fused__.intact(module)
 
 
 def _is_within(name: str, other: str) -> bool:
@@ -126,7 +147,7 @@ def restore_se(model: nn.Module) -> Report:
         entry = Entry(name or "(model)", path_of(type(module)))
         if not isinstance(module, SwappedSE):
             report.left.append(entry._replace(reason="it was built as FusedSE, not replaced"))
-        elif "origin" not in vars(type(module)):
+        elif library_of(type(module)) is None:
             report.left.append(entry._replace(reason="its class was changed after replace_se"))
         else:
             unswap(module)

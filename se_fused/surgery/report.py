@@ -4,6 +4,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
+def path_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+class Left(Exception):
+    """Why a module is left as it is."""
+
+
 class Entry(NamedTuple):
     """One SE module: its name in the model, its class, and why it was left (None: it was not)."""
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from torch import nn
 
 from se_fused.module import FusedSE
-from se_fused.surgery.families import known_family, path_of
+from se_fused.surgery.families import known_family
 from se_fused.surgery.placements import BY_CLASS, Site, end_of
+from se_fused.surgery.report import Left, path_of
 from se_fused.surgery.structure import family_by_layers
-from se_fused.surgery.trial import difference
+from se_fused.surgery.trial import examine
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -34,7 +35,13 @@ def check_layers(sites: list[Site]):
 def _is_se(module: nn.Module) -> bool:
     """Whether a module of an unknown class is SE by its layers and by what it computes."""
     family = family_by_layers(module)
-    return family is not None and difference(module, family) is None
+    if family is None:
+        return False
+    try:
+        examine(module, family.swapped, family.slots)
+    except Left:
+        return False
+    return True
 
 
 def known(model: nn.Module, where: str) -> list[Site]:

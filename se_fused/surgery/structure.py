@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from se_fused.activations import function_name
-from se_fused.module import Slots
+from se_fused.layers import Slots
 from se_fused.surgery.families import Family
-from se_fused.surgery.swapped import SwappedMBConv
+from se_fused.surgery.swapped_mbconv import SwappedMBConv
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _GATES = ("sigmoid", "hardsigmoid", "tanh")

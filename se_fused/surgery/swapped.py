@@ -1,132 +1,183 @@
-"""What a library's SE module becomes: the same object, whose forward is fused.
+"""What a library's SE module becomes: the same object, whose forward is fused while it holds.
 
-Only the class of the object changes, to one that inherits from FusedSE and from the class it had.
-Its layers, attributes, methods, parameters and state-dict keys are the library's, references to it
-stay good, isinstance with the library's class holds, and ``unswap`` gives the class back.
+Where its guard finds a difference, or it is called with more than a map, or the map or the weights
+are not what the fused operators take, its library's own forward runs.
 """
 
-import types
-from functools import cache
+import inspect
 from typing import NamedTuple
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
-from se_fused.module import FusedSE, Slots, traced
+from se_fused.layers import Slots, dims_taken, is_plain, layers_of, names_of, plain_weights
+from se_fused.module import Form, FusedSE, compute, described, traced
+from se_fused.surgery.class_swap import ClassSwapped, library_of, made_class, with_source_of
+from se_fused.surgery.comparison import example
+from se_fused.surgery.guard import say_once, write_down
+from se_fused.surgery.report import Left
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-class Origin(NamedTuple):
-    """What makes the class of a swapped module."""
+class SwappedSE(ClassSwapped, FusedSE):
+    """A library's SE module whose forward is fused."""
 
-    swapped: type["SwappedSE"]
-    library: type[nn.Module]
-    slots: Slots
+    is_se_alone = True
+    beside: tuple[str, ...] = ()  # children that the fused forward calls, beside the slots'
 
+    @staticmethod
+    def fused(module: nn.Module, form: Form, x: Tensor) -> Tensor:
+        return compute(module, x, form)
 
-class SwappedSE(FusedSE):
-    """A library's SE module with FusedSE's forward; comes before the library's class."""
-
-    origin: Origin
-    beside = ()  # children that the forward below calls, beside the slots'
-
-    def _fused(self, x: Tensor) -> Tensor:
-        dims = self._layer(self.slots.fc1).weight.dim()
-        if dims > 2 and x.dim() != dims:
-            raise ValueError(
-                f"x must have {dims} dims, batch included, as its 1×1 convolutions have; "
-                f"got shape {tuple(x.shape)}"
-            )
-        return super()._fused(x)
-
-    def example_map(self, size: tuple[int, ...]) -> Tensor:
+    @staticmethod
+    def example_map(module: nn.Module, slots: Slots, size: tuple, numbers) -> Tensor:
         """A map that the module takes, for the test before the swap."""
-        channels = self._layer(self.slots.fc1).weight.shape[1]
-        return torch.randn(3, channels, *size, dtype=torch.float64, device="cpu")
+        channels = layers_of(module, slots).fc1.weight.shape[1]
+        return example((3, channels, *size), numbers)
 
-    def __reduce_ex__(self, protocol):
-        return _rebuild, self.origin, vars(self)
+    @staticmethod
+    def bound(first: str, args: tuple, kwargs: dict) -> tuple | None:
+        """What to call ``fused`` with; None for a call that is the library's. first: the name of
+        the map in the library's forward."""
+        if len(args) == 1 and not kwargs:
+            return args
+        return (kwargs[first],) if not args and [*kwargs] == [first] else None
+
+    @staticmethod
+    def takes(form: Form, x: Tensor, dims: int) -> bool:
+        """Whether a map has the shape that the layers take."""
+        return x.shape[1] == form.channels and dims in (2, x.dim())
+
+    @classmethod
+    def members(cls, library: type[nn.Module]) -> dict:
+        first = _first_parameter(library)
+
+        def run(module, plain, args, kwargs):
+            arguments = cls.bound(first, args, kwargs)
+            if arguments is None:
+                return plain(module, *args, **kwargs)
+            x = arguments[0]
+            if isinstance(x, torch.fx.Proxy):
+                return traced(module, *args, **kwargs)
+            form = module.__se_fused__
+            reason = form.guard.difference(module) or _unfit(cls, module, form, x)
+            if reason is None:
+                return cls.fused(module, form, *arguments)
+            say_once(module, reason)
+            return plain(module, *args, **kwargs)
+
+        def restore(module, state):
+            library.__setstate__(module, state)
+            if module.__se_fused__.guard is None:  # loaded: the class may be another here
+                _look_again(module, cls)
+
+        def extra_repr(module):
+            return described(module, module.__se_fused__)
+
+        members = {"forward": with_source_of(library.forward, run), "__setstate__": restore}
+        if library.extra_repr is nn.Module.extra_repr:
+            members["extra_repr"] = extra_repr
+        return members
+
+
+class Never(NamedTuple):
+    """The guard of a module that runs its library's forward, and why."""
+
+    reason: str
+
+    def difference(self, module: nn.Module) -> str:
+        return self.reason
+
+
+def _look_again(module: nn.Module, kind: type[SwappedSE]):
+    from se_fused.surgery.trial import examine  # which swaps copies
+
+    form = module.__se_fused__
+    library = library_of(type(module))
+    swapped, module.__class__ = type(module), library
+    try:
+        form = examine(module, kind, form.slots)
+    except Left as reason:
+        form = form._replace(guard=Never(f"after loading: {reason}"))
+    module.__class__ = swapped
+    module.__dict__["__se_fused__"] = form
+
+
+def _first_parameter(library: type[nn.Module]) -> str:
+    parameters = list(inspect.signature(library.forward).parameters)
+    return parameters[1] if len(parameters) > 1 else ""
+
+
+def _unfit(kind: type[SwappedSE], module: nn.Module, form: Form, x) -> str | None:
+    """Why a map or the weights beside it are left to the library's forward."""
+    if not is_plain(x):
+        return f"it was called with a {type(x).__name__}"
+    if x.dtype not in _DTYPES or not 2 <= x.dim() <= 5:
+        return f"it was called with {x.dtype}, {x.dim()} dims"
+    layers = layers_of(module, form.slots)
+    for layer in (layers.fc1, layers.fc2):
+        if layer is not None and plain_weights(layer, x) is None:
+            return "its weights are no plain tensors beside x, of x's dtype and on its device"
+    if not kind.takes(form, x, dims_taken(layers.fc1)):
+        return f"it was called with a map of shape {tuple(x.shape)}"
+    return None
 
 
 class SwappedChannelsLast(SwappedSE):
     """SE of a map [N, H, W, C]; the same map as [N, C, H, W] is channels_last, which is native."""
 
-    takes_a_plain_map = False
+    is_se_alone = False
 
-    def _fused(self, x: Tensor) -> Tensor:
-        return super()._fused(x.movedim(-1, 1)).movedim(1, -1)
+    @staticmethod
+    def fused(module, form, x):
+        return compute(module, x.movedim(-1, 1), form).movedim(1, -1)
 
-    def example_map(self, size):
-        return super().example_map(size).movedim(1, -1).contiguous()
+    @staticmethod
+    def example_map(module, slots, size, numbers):
+        return SwappedSE.example_map(module, slots, size, numbers).movedim(1, -1).contiguous()
+
+    @staticmethod
+    def takes(form, x, dims):
+        return x.shape[-1] == form.channels
 
 
 class SwappedSCSE(SwappedSE):
     """SE beside a spatial gate: ``x * cSE(x) + x * sSE(x)``, the first term fused."""
 
-    takes_a_plain_map = False
+    is_se_alone = False
     beside = ("sSE",)
 
-    def _fused(self, x: Tensor) -> Tensor:
-        return super()._fused(x) + x * self.sSE(x)
+    @staticmethod
+    def fused(module, form, x):
+        return compute(module, x, form) + x * module.sSE(x)
 
 
-class SwappedMBConv(SwappedSE):
-    """An EfficientNet block whose forward spells its SE out; here it calls the fused one."""
-
-    takes_a_plain_map = False
-    beside = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
-
-    def forward(self, inputs: Tensor, drop_connect_rate: float | None = None) -> Tensor:
-        if isinstance(inputs, torch.fx.Proxy):
-            return traced(self, inputs, drop_connect_rate)
-        x = inputs
-        if isinstance(self._modules.get("_expand_conv"), nn.Conv2d):
-            x = self._swish(self._bn0(self._expand_conv(x)))
-        x = self._swish(self._bn1(self._depthwise_conv(x)))
-        x = self._fused(x)
-        x = self._bn2(self._project_conv(x))
-        if self._has_skip():
-            if drop_connect_rate and self.training:
-                keep = 1 - drop_connect_rate
-                chance = torch.rand((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device)
-                x = x / keep * torch.floor(keep + chance)
-            x = x + inputs
-        return x
-
-    def _has_skip(self) -> bool:
-        if "_has_drop_connect" in vars(self):
-            return self._has_drop_connect
-        block = self._block_args
-        return self.id_skip and block.stride == 1 and block.input_filters == block.output_filters
-
-    def example_map(self, size):
-        first = self._modules.get("_expand_conv")
-        if not isinstance(first, nn.Conv2d):
-            first = self._depthwise_conv
-        return torch.randn(3, first.in_channels, *size, dtype=torch.float64, device="cpu")
-
-
-@cache
-def _swapped_class(swapped: type[SwappedSE], library: type[nn.Module], slots: Slots) -> type:
-    members = {
-        "origin": Origin(swapped, library, slots),
-        "slots": slots,
-        "__module__": swapped.__module__,
-        "__doc__": swapped.__doc__,
-    }
-    return types.new_class(
-        f"Fused{library.__name__}", (swapped, library), exec_body=lambda body: body.update(members)
+def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
+    """What a library's module computes, with a guard on all of it; raises Left."""
+    layers = layers_of(module, slots)
+    squeeze = "avg_max" if getattr(module, "add_maxpool", False) is True else "avg"
+    called = {path: (type(module.get_submodule(path)),) for path in kind.beside
+              if path in module._modules}  # fmt: skip
+    return Form(
+        slots,
+        squeeze,
+        getattr(module, "add_residual", False) is True,
+        kind.is_se_alone,
+        write_down(module, called),
+        names_of(layers),
+        layers.fc1.weight.shape[1],
     )
 
 
-def _rebuild(*origin) -> nn.Module:
-    """An empty module of the class, for pickle and deepcopy."""
-    return nn.Module.__new__(_swapped_class(*origin))
-
-
-def swap(module: nn.Module, swapped: type[SwappedSE], slots: Slots):
+def swap(module: nn.Module, kind: type[SwappedSE], form: Form):
     """Fuses the forward of a module, in place."""
-    module.__class__ = _swapped_class(swapped, type(module), slots)
+    module.__class__ = made_class(kind, type(module))
+    module.__dict__["__se_fused__"] = form
 
 
 def unswap(module: SwappedSE):
-    module.__class__ = module.origin.library
+    module.__class__ = library_of(type(module))
+    for name in ("__se_fused__", "__said__"):
+        module.__dict__.pop(name, None)

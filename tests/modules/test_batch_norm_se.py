@@ -10,7 +10,7 @@ from torch import nn
 from twins import C, R, assert_same
 
 from se_fused import FusedBatchNormSE, FusedSE
-from se_fused.norm import batch_norm_se, may_fuse
+from se_fused.norm import batch_norm_se, block_specification
 
 __all__ = ["fused_calls"]  # a fixture
 
@@ -185,10 +185,14 @@ def test_residual_unlike_x_is_pytorch_s_matter(fused_calls, change):
 
 def test_what_may_run_fused():
     def may(bn=None, act=None, se=None, post_act=None):
-        return may_fuse(bn or nn.BatchNorm2d(C), act, se or FusedSE(C), post_act)
+        x = torch.randn(2, C, *sizes.get(type(bn), (3, 3)))
+        bn = bn or nn.BatchNorm2d(C)
+        return block_specification(bn, act, se or FusedSE(C), x, None, post_act) is not None
 
+    sizes = {nn.BatchNorm1d: (3,), nn.BatchNorm3d: (3, 3, 3)}
     for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
         assert may(norm(C), nn.SiLU(), post_act=nn.ReLU(inplace=True))
+    assert not may(nn.BatchNorm2d(C, dtype=torch.bfloat16))
     assert may(act=torch.relu, post_act=torch.relu)
     assert not may(nn.InstanceNorm2d(C))
     assert not may(act=nn.GELU()) and not may(post_act=nn.SiLU())

@@ -141,7 +141,7 @@ def test_exported_model_has_no_blocks():
 
 
 def is_clean(model):
-    return not any("on_gate" in vars(module) for module in model.modules())
+    return not any("__on_gate__" in vars(module) for module in model.modules())
 
 
 @each_model

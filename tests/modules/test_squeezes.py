@@ -12,7 +12,7 @@ from selection import each_pair_on
 from torch import nn
 
 from se_fused import FusedBatchNormSE, FusedSE, fuse, replace_se
-from se_fused.norm import may_fuse
+from se_fused.norm import block_specification
 
 C, R = 8, 3
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -79,8 +79,8 @@ def test_maxpool_is_a_squeeze(place):
     by_name, by_flag = small(place, squeeze="avg_max"), small(place, add_maxpool=True)
     by_flag.load_state_dict(by_name.state_dict())
     x = feature_map(place, C)
-    assert by_name.add_maxpool and torch.equal(by_name(x), by_flag(x))
-    by_name.add_maxpool = by_flag.add_maxpool = False
+    assert by_flag.squeeze == "avg_max" and torch.equal(by_name(x), by_flag(x))
+    by_name.squeeze = by_flag.squeeze = "avg"
     fc1, fc2 = by_name.fc1, by_name.fc2
     expected = block(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, "relu", "sigmoid")
     torch.testing.assert_close(by_name(x), expected)
@@ -197,10 +197,11 @@ OTHERS["excitation"] = dict(excitation=excitation())
 @pytest.mark.parametrize("arguments", OTHERS.values(), ids=OTHERS)
 def test_blocks_with_batch_norm_stay_in_parts(arguments):
     net = nn.Sequential(Block(FusedSE(C, **arguments)))
-    assert not may_fuse(net[0].bn, None, net[0].se)
+    bn, x = net[0].bn, torch.randn(2, C, 3, 3)
+    assert block_specification(bn, None, net[0].se, x, None, None) is None
     report = fuse(net)
     assert [entry.reason for entry in report.left] == ["it does not run as one operator"]
-    assert may_fuse(net[0].bn, None, FusedSE(C))
+    assert block_specification(bn, None, FusedSE(C), x, None, None) is not None
 
 
 def test_batch_norm_block_with_maxpool_computes_one_by_one():

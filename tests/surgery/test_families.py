@@ -46,7 +46,7 @@ def test_same_function(example, layout):
         for ours, theirs in zip(found, expected, strict=True):
             # PyTorch's own hardsigmoid has a float32 1/6 in its float64 gradient.
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
-        if getattr(fused.se, "add_maxpool", False):
+        if fused.se.__se_fused__.swapped_squeeze == "avg_max":
             assert count.called[0] == "squeeze_max"
         kind = "squeeze_excite" if example.whole else "rescale"
         assert kind in count.called and ("squeeze_excite" in count.called) == example.whole
@@ -140,11 +140,13 @@ def test_drop_connect_of_mbconv():
     assert not replace_se(without).replaced and "0 left" in str(replace_se(without))
 
 
-def test_map_of_another_rank_is_refused():
+def test_map_without_a_batch_runs_as_the_library_s():
     net = network(EXAMPLES["torchvision"])
+    x = torch.randn(C, 5, 7, dtype=torch.float64)
+    expected = net.se(x)
     replace_se(net)
-    with pytest.raises(ValueError, match="x must have 4 dims, batch included.* got shape"):
-        net.se(torch.randn(C, C, 5, dtype=torch.float64))
+    with pytest.warns(UserWarning, match="library's forward, unfused: .* map of shape"):
+        assert torch.equal(net.se(x), expected)
 
 
 def test_every_family_has_an_example():

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from twins import C, assert_same, each_kind, gradients, images, twins
 
-from se_fused import replace_se
+from se_fused import FusedSE, replace_se
 
 BATCHES = 6
 
@@ -32,7 +32,9 @@ def scaled_step(net, x, dtype, scaler, sgd):
 def smooth(net):
     """Without ReLU and maximum: where rounding decides which way they go, no bound holds."""
     for module in net.modules():
-        if hasattr(module, "add_maxpool"):
+        if isinstance(module, FusedSE):
+            module.squeeze = "avg"
+        elif hasattr(module, "add_maxpool"):
             module.add_maxpool = False
         for name, layer in module.named_children():
             if isinstance(layer, nn.ReLU):

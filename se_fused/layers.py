@@ -1,0 +1,180 @@
+"""The layers of an SE block: where a module has them, and when they are what the formula says.
+
+A fused function reads a layer's parameters instead of calling it, so it may run only where a call
+would be the formula and nothing else.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from se_fused.activations import ACTS, GATES, function_name
+from se_fused.layout import acc_dtype
+
+
+class Slots(NamedTuple):
+    """Where a block has its layers: an attribute path ("fc.0"), a function, or None for no layer.
+
+    Without ``fc2`` the block has one layer and no act.
+    """
+
+    fc1: str = "fc1"
+    act: str | Callable | None = "act"
+    fc2: str | None = "fc2"
+    gate: str | Callable = "gate"
+    norm: str | None = "bn"
+
+
+class Layers(NamedTuple):
+    """The layers themselves; None where there is none."""
+
+    fc1: nn.Module | None = None
+    act: Callable | None = None
+    fc2: nn.Module | None = None
+    gate: Callable | None = None
+    norm: nn.Module | None = None
+
+
+class Specification(NamedTuple):
+    """What ``squeeze_excite`` takes beside the map."""
+
+    w1: Tensor
+    b1: Tensor | None
+    w2: Tensor
+    b2: Tensor | None
+    act: str
+    gate: str
+
+
+def layers_of(module: nn.Module, slots: Slots | None) -> Layers:
+    if slots is None:
+        return Layers()
+    modules = module._modules
+    fc1, act, fc2, gate, norm = [modules.get(slot) or _layer(module, slot) for slot in slots]
+    return Layers(fc1, act, fc2, gate, None if type(norm) is nn.Identity else norm)
+
+
+def _layer(module: nn.Module, slot: str | Callable | None):
+    if not isinstance(slot, str):
+        return slot
+    for name in slot.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def names_of(layers: Layers) -> tuple[str, str] | None:
+    """The names of act and gate, if calls of the layers are the formula; else None."""
+    fc1, act, fc2, gate, norm = layers
+    if norm is not None or fc2 is None:
+        return None
+    act_name, gate_name = function_name(act), function_name(gate)
+    if act_name not in ACTS or gate_name not in GATES:
+        return None
+    if not (is_pointwise(fc1) and is_pointwise(fc2)):
+        return None
+    if is_changed(fc1) or is_changed(act) or is_changed(fc2) or is_changed(gate):
+        return None
+    return act_name, gate_name
+
+
+def specification(layers: Layers, names: tuple[str, str] | None, x) -> Specification | None:
+    """What to compute on x; None where the parameters may not be read beside it."""
+    if names is None:
+        return None
+    weights = plain_weights(layers.fc1, x), plain_weights(layers.fc2, x)
+    if None in weights:
+        return None
+    return Specification(*weights[0], *weights[1], *names)
+
+
+def plain_weights(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias, if they are plain tensors beside x: not quantized, not partitioned."""
+    own = layer._parameters
+    if "weight" not in own:  # views that FSDP and DataParallel put in their place
+        own = layer.__dict__
+    weight, bias = own.get("weight"), own.get("bias")
+    if not is_beside(weight, x) or weight.dim() < 2 or not weight.numel():
+        return None
+    if bias is not None and not is_beside(bias, x):
+        return None
+    return weight, bias
+
+
+def is_beside(t: Tensor, x: Tensor) -> bool:
+    """A plain tensor on x's device, of its dtype or of the accumulator's."""
+    return (
+        is_plain(t)
+        and t.device == x.device
+        and (t.dtype == x.dtype or t.dtype == acc_dtype(x.dtype))
+    )
+
+
+def is_plain(t) -> bool:
+    """A tensor whose operations are PyTorch's: no DTensor, quantized or other wrapper of one."""
+    kind = type(t)
+    return kind is Tensor or kind is nn.Parameter or _is_plain_kind(kind)
+
+
+def _is_plain_kind(kind: type) -> bool:
+    if not issubclass(kind, Tensor):
+        return False
+    if kind.__module__.startswith("torch._subclasses."):  # of torch's own tracing
+        return True
+    return kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def is_changed(layer) -> bool:
+    """Whether a call of a layer is more than its class's forward."""
+    return isinstance(layer, nn.Module) and ("forward" in layer.__dict__ or has_hooks(layer))
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    )
+
+
+def has_global_hooks() -> bool:
+    """Hooks on every module's forward, as torch.utils.module_tracker has."""
+    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+
+
+# Layers that are F.linear over the channels of a map of one position.
+
+_POINTWISE = {nn.Linear: None, nn.Conv1d: (1,), nn.Conv2d: (1, 1), nn.Conv3d: (1, 1, 1)}
+_NO_PADDING = {"same", "valid", (0,), (0, 0), (0, 0, 0)}
+# Convolutions padded to "same", which a kernel of 1 is without padding.
+_SAME_PADDED = {
+    ("segmentation_models_pytorch.encoders._efficientnet", "Conv2dStaticSamePadding"),
+    ("segmentation_models_pytorch.encoders._efficientnet", "Conv2dDynamicSamePadding"),
+    ("efficientnet_pytorch.utils", "Conv2dStaticSamePadding"),
+    ("efficientnet_pytorch.utils", "Conv2dDynamicSamePadding"),
+}
+
+
+def is_pointwise(layer: nn.Module) -> bool:
+    cls = type(layer)
+    if cls not in _POINTWISE:
+        if (cls.__module__, cls.__qualname__) not in _SAME_PADDED:
+            return False
+        cls = nn.Conv2d
+    one = _POINTWISE[cls]
+    return one is None or (
+        layer.kernel_size == one and layer.groups == 1 and layer.padding in _NO_PADDING
+    )
+
+
+def dims_taken(layer: nn.Module) -> int:
+    """The dims of what a layer takes: [N, C] or [N, C, 1, …]."""
+    weight = layer._parameters.get("weight")
+    if is_plain(weight) and weight.dim() >= 2:
+        return weight.dim()
+    for kind, one in _POINTWISE.items():
+        if isinstance(layer, kind):
+            return 2 + len(one or ())
+    return 4

@@ -1,0 +1,197 @@
+"""Two forms of a module side by side: a step of each, in float64, from the same random states."""
+
+import copy
+import random
+import sys
+from collections import OrderedDict
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from se_fused.differentiation import plain_operators
+
+_SEED = 1709
+
+
+def generator() -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(_SEED)
+
+
+def example(shape: tuple[int, ...], numbers: torch.Generator) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, device="cpu", generator=numbers)
+
+
+def random_copy(module: nn.Module, numbers: torch.Generator) -> nn.Module:
+    """A copy on the CPU, in float64, with random parameters and buffers."""
+    twin = copy.deepcopy(module)
+    tensors = [*twin.parameters(), *twin.buffers()]
+    on_meta = any(t.is_meta for t in tensors)
+    twin = (twin.to_empty(device="cpu") if on_meta else twin.cpu()).double()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.normal_(generator=numbers)
+            parameter.mul_(2 / max(parameter[:1].numel(), 1) ** 0.5)
+        for buffer in twin.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 1.5, generator=numbers)
+            elif on_meta:
+                buffer.zero_()
+    return twin.requires_grad_()
+
+
+@contextmanager
+def on_trial():
+    """PyTorch's own operators, with gradients; random states are put back if something drew."""
+    before = RandomStates.now()
+    try:
+        with plain_operators(), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        if RandomStates.now() != before:
+            before.restore()
+
+
+class RandomStates(NamedTuple):
+    """Of everything that a forward on the CPU usually draws from."""
+
+    torch: bytes
+    python: tuple
+    numpy: tuple | None
+
+    @classmethod
+    def now(cls) -> "RandomStates":
+        numpy = sys.modules.get("numpy")
+        state = None
+        if numpy is not None:
+            kind, keys, *rest = numpy.random.get_state()
+            state = kind, keys.tobytes(), *rest
+        return cls(torch.get_rng_state().numpy().tobytes(), random.getstate(), state)
+
+    def restore(self):
+        state = torch.frombuffer(bytearray(self.torch), dtype=torch.uint8)
+        torch.set_rng_state(state)
+        random.setstate(self.python)
+        if self.numpy is not None:
+            numpy = sys.modules["numpy"]
+            kind, keys, *rest = self.numpy
+            numpy.random.set_state((kind, numpy.frombuffer(keys, numpy.uint32), *rest))
+
+
+def attributes_of(module: nn.Module) -> dict[tuple[str, str], object]:
+    """The attributes of all modules in a module; of containers what is in them."""
+    return {
+        (path, name): _shallow(value)
+        for path, inner in module.named_modules()
+        for name, value in vars(inner).items()
+        if name not in ("training", "_parameters", "_buffers")
+    }
+
+
+def changed_attribute(module: nn.Module, before: dict) -> str | None:
+    """The name of an attribute that is another than before."""
+    now = attributes_of(module)
+    for path, name in {**before, **now}:
+        value, earlier = now.get((path, name)), before.get((path, name))
+        if value is not earlier and not _same_items(value, earlier):
+            return f"{path}.{name}".lstrip(".")
+    return None
+
+
+def _shallow(value):
+    return copy.copy(value) if type(value) in (list, dict, set, OrderedDict) else value
+
+
+def _same_items(value, earlier) -> bool:
+    if type(value) is not type(earlier):
+        return False
+    if isinstance(value, dict):
+        value, earlier = [*value.items()], [*earlier.items()]
+        value, earlier = sum(value, ()), sum(earlier, ())
+    if isinstance(value, (list, tuple)):
+        return len(value) == len(earlier) and all(a is b for a, b in zip(value, earlier))
+    return isinstance(value, (set, bool, int, float, str)) and value == earlier
+
+
+class Step(NamedTuple):
+    """What a step gives: results, gradients of the inputs and the parameters, buffers."""
+
+    values: list
+    drawn: RandomStates
+    kept: int  # elements kept for the backward pass
+
+    @classmethod
+    def of(cls, module: nn.Module, args: tuple, kwargs: dict, states: RandomStates) -> "Step":
+        """Raises what the module raises; it may have changed its buffers then."""
+        leaves = []
+        kept = 0
+
+        def leaf(value):
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            leaves.append(value.detach().clone().requires_grad_())
+            return leaves[-1] * 1  # a block may write into its input
+
+        def count(t):
+            nonlocal kept
+            kept += t.numel()
+            return t
+
+        args = [leaf(value) for value in args]
+        kwargs = {name: leaf(value) for name, value in kwargs.items()}
+        if RandomStates.now() != states:
+            states.restore()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            result = module(*args, **kwargs)
+        drawn = RandomStates.now()
+        outputs = tensors_in(result)
+        wanted = [*leaves, *module.parameters()]
+        loss = sum((y * y).sum() for y in outputs if y.requires_grad and y.is_floating_point())
+        gradients = [None] * len(wanted)
+        if isinstance(loss, Tensor):
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        values = [structure_of(result), *(y.detach() for y in outputs), *gradients]
+        values += [buffer.clone() for buffer in module.buffers()]
+        return cls(values, drawn, kept)
+
+    def agrees(self, other: "Step") -> bool:
+        return len(self.values) == len(other.values) and all(
+            map(_same, self.values, other.values)
+        )
+
+
+def tensors_in(value) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return []
+    return [t for each in value for t in tensors_in(each)]
+
+
+def structure_of(value):
+    """A result without its tensors."""
+    if isinstance(value, dict):
+        return {name: structure_of(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, [structure_of(each) for each in value]
+    return type(value).__name__
+
+
+def _same(found, expected) -> bool:
+    if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
+        return type(found) is type(expected) and found == expected
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
+    # 1e-6: PyTorch's own hardsigmoid has a float32 1/6 in its float64 gradient.
+    scale = expected.abs().max().item() if expected.numel() else 0.0
+    return torch.allclose(found, expected, rtol=1e-6, atol=1e-6 * max(scale, 1.0))
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

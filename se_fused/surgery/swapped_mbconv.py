@@ -1,0 +1,72 @@
+"""EfficientNet's blocks whose forward spells SE out, with fused SE: efficientnet-pytorch's,
+segmentation-models-pytorch's and MONAI's (1-D to 3-D)."""
+
+import torch
+from torch import Tensor, nn
+
+from se_fused.layers import Slots
+from se_fused.module import Form, compute
+from se_fused.surgery.comparison import example
+from se_fused.surgery.swapped import SwappedSE
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LAYERS = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
+
+
+class SwappedMBConv(SwappedSE):
+    """The block with the forward that it had, and one call for its SE."""
+
+    is_se_alone = False
+    beside = (*_LAYERS, *(f"{name}_padding" for name in _LAYERS))
+
+    @staticmethod
+    def fused(module: nn.Module, form: Form, inputs: Tensor, drop_connect_rate=None) -> Tensor:
+        layers = module._modules
+
+        def convolved(name: str, x: Tensor) -> Tensor:
+            padding = layers.get(f"{name}_padding")
+            return layers[name](x if padding is None else padding(x))
+
+        x = inputs
+        if isinstance(layers.get("_expand_conv"), _CONVOLUTIONS):
+            x = module._swish(module._bn0(convolved("_expand_conv", x)))
+        x = module._swish(module._bn1(convolved("_depthwise_conv", x)))
+        x = compute(module, x, form)
+        x = module._bn2(convolved("_project_conv", x))
+        if _has_skip(module):
+            rate = getattr(module, "drop_connect_rate", drop_connect_rate)
+            if rate and module.training:
+                keep = 1 - rate
+                chance = torch.rand(
+                    (x.shape[0],) + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device
+                )
+                x = x / keep * torch.floor(keep + chance)
+            x = x + inputs
+        return x
+
+    @staticmethod
+    def bound(first, args, kwargs):
+        if args and len(args) + len(kwargs) <= 2 and kwargs.keys() <= {"drop_connect_rate"}:
+            return (*args, *kwargs.values())
+        return SwappedSE.bound(first, args, kwargs)
+
+    @staticmethod
+    def takes(form, x, dims):
+        return x.dim() == dims
+
+    @staticmethod
+    def example_map(module: nn.Module, slots: Slots, size: tuple, numbers) -> Tensor:
+        first = module._modules.get("_expand_conv")
+        if not isinstance(first, _CONVOLUTIONS):
+            first = module._depthwise_conv
+        return example((3, first.in_channels, *size), numbers)
+
+
+def _has_skip(module: nn.Module) -> bool:
+    own = vars(module)
+    if "_has_drop_connect" in own:
+        return own["_has_drop_connect"]
+    block = own.get("_block_args")
+    if block is not None:
+        return module.id_skip and block.stride == 1 and block.input_filters == block.output_filters
+    return module.id_skip and module.stride == 1 and module.in_channels == module.out_channels
