@@ -163,7 +163,7 @@ def compute(module: FusedSE, x: Tensor, form: Form) -> Tensor:
 
 def specification_of(se: nn.Module, x: Tensor) -> Specification | None:
     """What ``squeeze_excite`` takes, if it computes a module of x by itself; else None."""
-    form = se.__se_fused__ if isinstance(se, FusedSE) else None
+    form = getattr(se, "__se_fused__", None)
     if form is None or form.squeeze(se) != "avg" or not form.is_se_alone or not form.intact(se):
         return None
     return form.specification(se, x)

@@ -1,5 +1,7 @@
 """``FusedBatchNormSE``: BatchNorm, activation, SE, residual and ReLU as one module."""
 
+import sys
+
 import torch
 import torch.distributed as dist
 import torch.fx
@@ -183,6 +185,17 @@ def _dims_of(bn, se) -> tuple[int, ...] | None:
 
 def _name(act, se=None) -> str | None:
     return "identity" if act is None else function_name(act, class_before(act, se))
+
+
+def synchronised_or_not(cls: type) -> tuple[type, ...]:
+    """The classes that a norm may have before and after a conversion to SyncBatchNorm or back."""
+    if cls is nn.SyncBatchNorm:
+        return tuple(BATCH_NORMS)
+    if cls in BATCH_NORMS:
+        return cls, nn.SyncBatchNorm
+    other = {"BatchNormAct2d": "SyncBatchNormAct", "SyncBatchNormAct": "BatchNormAct2d"}
+    found = getattr(sys.modules[cls.__module__], other.get(cls.__qualname__, ""), cls)
+    return tuple({cls: None, found: None})
 
 
 def _count_batch(bn, is_tracking: bool) -> float:

@@ -1,84 +1,85 @@
-"""What a block becomes: the same object, whose forward has fused calls in it.
+"""What a block becomes: the same object, whose forward has fused calls in it while they hold."""
 
-As with a swapped SE module only the class of the object changes, to one that inherits from the
-class it had.
-"""
-
-import types
 import warnings
 from collections.abc import Iterable
-from functools import cache, wraps
 
 import torch
+import torch.fx
 from torch import nn
 
+from se_fused.surgery.class_swap import ClassSwapped, library_of, made_class, with_source_of
 from se_fused.surgery.fusion import Fusion, build
+from se_fused.surgery.graph import OwnProxy
+from se_fused.surgery.guard import say_once
 from se_fused.surgery.report import Left
 
 
-class FusedBlock(nn.Module):
-    """A library's block with fused calls in its forward; comes before the library's class."""
+class FusedBlock(ClassSwapped):
+    """A library's block with fused calls in its forward."""
 
-    library: type[nn.Module]
-    _fusion: Fusion | None = None
+    __fusion__: Fusion | None = None  # a slice of a fused Sequential has its class alone
 
-    def __reduce_ex__(self, protocol):
-        return _rebuild, (self.library,), vars(self)
+    @classmethod
+    def members(cls, library: type[nn.Module]) -> dict:
+        def run(block, plain, args, kwargs):
+            proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.fx.Proxy)]
+            if proxies:  # torch.fx sees the library's own graph, with the names of its nodes
+                if not isinstance(proxies[0], OwnProxy):
+                    say_once(block, "torch.fx traces it: call fuse on the traced module")
+                return plain(block, *args, **kwargs)
+            if block.__fusion__ is None:
+                return plain(block, *args, **kwargs)
+            function, found = block.__fusion__.calls.find(block, args, kwargs)
+            if function is not None:
+                return function(block, *found)
+            say_once(block, found)
+            return plain(block, *args, **kwargs)
 
-    def __setstate__(self, state: dict):
-        super().__setstate__(state)
-        if self._fusion is not None and self._fusion.function is None:
-            try:
-                self._fusion = build(self, self._fusion.names)
-            except Left as reason:
-                self._fusion = None
-                message = f"{self._get_name()} runs its library's forward: {reason}"
-                warnings.warn(message, stacklevel=2)
+        def restore(block, state):
+            library.__setstate__(block, state)
+            fusion = block.__fusion__
+            if fusion is not None and fusion.calls is None:  # the class may be another here
+                _look_again(block)
 
-    def __prepare_scriptable__(self):
-        raise NotImplementedError(
-            f"torch.jit.script cannot compile {self._get_name()}: use torch.export or "
-            "torch.jit.trace, or script the model before fuse or after unfuse"
-        )
-
-
-@cache
-def _fused_class(library: type[nn.Module]) -> type:
-    @wraps(library.forward)
-    def forward(self, *args, **kwargs):
-        fusion = self._fusion
-        # torch.fx sees the library's own graph, with the names of its nodes.
-        symbolic = any([isinstance(a, torch.fx.Proxy) for a in (*args, *kwargs.values())])
-        if fusion is None or symbolic or not fusion.holds(self):
-            return library.forward(self, *args, **kwargs)
-        return fusion.function(self, *args, **kwargs)
-
-    members = {
-        "forward": forward,
-        "library": library,
-        "__module__": FusedBlock.__module__,
-        "__doc__": FusedBlock.__doc__,
-    }
-    return types.new_class(
-        f"Fused{library.__name__}", (FusedBlock, library), exec_body=lambda b: b.update(members)
-    )
+        return {"forward": with_source_of(library.forward, run), "__setstate__": restore}
 
 
-def _rebuild(library: type[nn.Module]) -> nn.Module:
-    """An empty block of the class, for pickle and deepcopy."""
-    return nn.Module.__new__(_fused_class(library))
+def _look_again(block: FusedBlock):
+    fusion = unfuse_block(block)
+    try:
+        fuse_block(block, fusion.names)
+    except Left as reason:
+        message = f"{block._get_name()} runs its library's forward after loading: {reason}"
+        warnings.warn(message, stacklevel=2)
 
 
-def fuse_block(block: nn.Module, names: Iterable[str]) -> Fusion:
+def fuse_block(
+    block: nn.Module,
+    names: Iterable[str],
+    examples: Iterable[tuple] = (),
+    tried: dict | None = None,
+) -> Fusion:
     """Fuses what stands around these SE modules of a block, in place; raises Left."""
-    fusion = build(block, tuple(names))
-    if not isinstance(block, FusedBlock):
-        block.__class__ = _fused_class(type(block))
-    block._fusion = fusion
+    earlier = unfuse_block(block) if isinstance(block, FusedBlock) else None
+    try:
+        fusion = build(block, tuple(names), list(examples), tried)
+    except Left:
+        if earlier is not None:
+            _put(block, earlier)
+        raise
+    _put(block, fusion)
     return fusion
+
+
+def _put(block: nn.Module, fusion: Fusion):
+    try:
+        block.__class__ = made_class(FusedBlock, type(block))
+    except TypeError as error:  # objects whose class is fixed
+        raise Left(f"its block's class cannot be changed: {error}") from error
+    block.__dict__["__fusion__"] = fusion
 
 
 def unfuse_block(block: FusedBlock) -> Fusion | None:
-    fusion = vars(block).pop("_fusion", None)
-    block.__class__ = block.library
-    return fusion
+    block.__class__ = library_of(type(block))
+    block.__dict__.pop("__said__", None)
+    return block.__dict__.pop("__fusion__", None)

@@ -1,16 +1,22 @@
 """``fuse``, which fuses SE with the layers around it, and ``unfuse``, which undoes it."""
 
+import copy
+from typing import NamedTuple
+
+import torch
 from torch import nn
 from torch.fx import Graph
 
 from se_fused.module import FusedSE
 from se_fused.surgery.blocks import FusedBlock, fuse_block, unfuse_block
-from se_fused.surgery.graph import containers, is_layer_with_se, trace
+from se_fused.surgery.calls import Signature
+from se_fused.surgery.class_swap import library_of
+from se_fused.surgery.graph import containers, is_layer_with_se, sharing_copy, trace
 from se_fused.surgery.pattern import Match, Outside, check_se, find
 from se_fused.surgery.report import Entry, Fused, Left, Report, path_of
 
 
-def fuse(model: nn.Module) -> Report:
+def fuse(model: nn.Module, *, example_inputs=None) -> Report:
     """Fuses SE with the BatchNorm, activation, residual and ReLU around it, in place.
 
     ``replace_se(model); print(fuse(model))``: where a block's forward is BatchNorm → (ReLU, SiLU or
@@ -19,43 +25,79 @@ def fuse(model: nn.Module) -> Report:
     a layer of another class put in the place of one of these runs by the library's forward.
     ``unfuse(model)`` undoes it.
 
-    The forward of each block is read by torch.fx. One that it cannot read, that is another in
-    training than in eval mode, or whose layers have hooks, parametrizations or a patched forward,
-    is left, with the reason in the report. A change to plain attributes of a block (a flag that its
-    forward asks for) is not seen; ``unfuse`` before it and ``fuse`` after it.
+    The forward of each block is read by torch.fx, and then tried: a block is fused only if copies
+    of it with random parameters, as it is and fused, agree in float64 in results, gradients,
+    running statistics and random numbers drawn, in training and in eval mode, at two sizes, with
+    optional arguments left out and given. One that cannot be read or tried, whose layers have
+    hooks, parametrizations or a patched forward, or that reads what may change unseen, is left,
+    with the reason in the report. Where something that a fused block relies on changes later (a
+    flag, a layer's class, a hook), its library's forward runs, once with a warning; ``fuse`` again
+    fuses what it is then.
 
     Args:
         model: any module. Only FusedSE modules are looked at: call ``replace_se`` first.
+        example_inputs: what to call the model with, a tensor or a tuple of arguments, where blocks
+            take inputs that cannot be made from their layers: a copy of the model runs once, and
+            each block is tried with inputs of the shapes that it gets there.
 
     Returns:
         A report of the blocks that are fused now (as ``replaced``), each with what its fusion
         covers, and of the SE modules left; it prints as a table.
 
     Raises:
-        TypeError: model is no module.
+        TypeError: model is no module; whatever the model raises with ``example_inputs``.
     """
     _check_model(model)
-    search = _Search(model)
+    search = _Search(model, {} if example_inputs is None else _recorded(model, example_inputs))
     for name, module in search.modules.items():
         if isinstance(module, FusedSE):
             search.add(name, module)
     return search.fuse()
 
 
+def _recorded(model: nn.Module, inputs) -> dict[str, list[tuple]]:
+    """What each module of a model is called with: args and kwargs of its first calls."""
+    twin, calls = copy.deepcopy(model).eval(), {}
+
+    def look(name):
+        def hook(module, args, kwargs):
+            calls.setdefault(name, []).append((args, kwargs))
+
+        return hook
+
+    for name, module in twin.named_modules():
+        module.register_forward_pre_hook(look(name), with_kwargs=True)
+    with torch.no_grad():
+        twin(*inputs) if isinstance(inputs, (tuple, list)) else twin(inputs)
+    return calls
+
+
+class _Traced(NamedTuple):
+    """A copy of a block, and its forward."""
+
+    block: nn.Module
+    graph: Graph
+
+
 class _Search:
     """The blocks of a model, each with the names of the SE modules that are fused in it."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, recorded: dict[str, list[tuple]]):
+        self.recorded = recorded
         self.modules = dict(model.named_modules())
         self.blocks: dict[str, list[str]] = {}
         self.reasons: dict[str, str] = {}
-        self.graphs: dict[str, Graph | Left] = {}
-        self.fused = {
-            _join(name, inner)
-            for name, module in self.modules.items()
-            if isinstance(module, FusedBlock) and module._fusion is not None
-            for inner in module._fusion.names
-        }
+        self.traced: dict[str, list[_Traced] | Left] = {}
+        self.fused = set()
+        for name, module in self.modules.items():
+            if not isinstance(module, FusedBlock) or library_of(type(module)) is None:
+                continue
+            if module.__fusion__ is None:
+                continue
+            if module.__fusion__.difference(module) is not None:
+                unfuse_block(module)
+            else:
+                self.fused |= {_join(name, inner) for inner in module.__fusion__.names}
 
     def add(self, name: str, module: FusedSE):
         try:
@@ -91,24 +133,28 @@ class _Search:
         is_no_block = type(module).forward is nn.Module.forward  # nn.ModuleList
         if is_no_block or is_layer_with_se(module):
             raise Outside("no forward around it calls it")
-        if block not in self.graphs:
+        if block not in self.traced:
+            self.traced[block] = _traced(module)
+        found, reason = self.traced[block], None
+        if isinstance(found, Left):
+            raise found
+        for twin, graph in found:
             try:
-                self.graphs[block] = trace(module, containers(module))
-            except Left as reason:
-                self.graphs[block] = reason
-        graph = self.graphs[block]
-        if isinstance(graph, Left):
-            raise graph
-        return find(module, graph, _inside(block, name))
+                return find(twin, graph, _inside(block, name))
+            except Left as left:
+                reason = reason or left
+        raise reason
 
     def fuse(self) -> Report:
-        fused = {}
+        fused, tried = {}, {}
         for block in sorted(self.blocks, key=len, reverse=True):  # the inner before the outer
             module, names = self.modules[block], self.blocks[block]
-            entry = Entry(block or "(model)", path_of(type(module)))
-            earlier = module._fusion.names if isinstance(module, FusedBlock) else ()
+            cls = library_of(type(module)) or type(module)
+            entry = Entry(block or "(model)", path_of(cls))
+            earlier = module.__fusion__.names if isinstance(module, FusedBlock) else ()
+            inner = *earlier, *(_inside(block, name) for name in names)
             try:
-                fusion = fuse_block(module, (*earlier, *(_inside(block, name) for name in names)))
+                fusion = fuse_block(module, inner, self.recorded.get(block, []), tried)
             except Left as reason:
                 self.reasons |= dict.fromkeys(names, str(reason))
                 continue
@@ -123,6 +169,21 @@ class _Search:
                 if name in self.reasons
             ],
         )
+
+
+def _traced(block: nn.Module) -> list[_Traced] | Left:
+    """The forward, for each way to call it for which it can be traced; or why for none."""
+    found, reason = [], None
+    try:
+        for way in Signature(type(block)).ways():
+            twin = sharing_copy(block)
+            try:
+                found.append(_Traced(twin, trace(twin, containers(twin), way)))
+            except Left as left:
+                reason = reason or left
+    except Left as left:
+        reason = left
+    return found or reason
 
 
 def _around(name: str) -> list[str]:
@@ -151,14 +212,15 @@ def unfuse(model: nn.Module) -> Report:
     for name, module in model.named_modules():
         if not isinstance(module, FusedBlock):
             continue
-        if "library" not in vars(type(module)):
+        if library_of(type(module)) is None:
             reason = "its class was changed after fuse"
             report.left.append(Entry(name or "(model)", path_of(type(module)), reason))
         else:
             fusion = unfuse_block(module)
+            if fusion is None:
+                continue
             entry = Fused(name or "(model)", path_of(type(module)), "")
-            if fusion is not None:
-                report.replaced += [entry._replace(covers=c) for c in fusion.covers.values()]
+            report.replaced += [entry._replace(covers=c) for c in fusion.covers.values()]
     return report
 
 

@@ -1,28 +1,23 @@
 """The forward of a block with fused calls in it: the code of its rewritten graph.
 
-It looks the block's layers up at each call, so one may be put in the place of another.
+It looks the block's layers up at each call, so one may be put in the place of another of its class.
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.nn.utils import parametrize
 
 from se_fused.layers import has_hooks
-from se_fused.norm import BATCH_NORMS, batch_norm_se
-from se_fused.surgery.graph import containers, trace
+from se_fused.norm import batch_norm_se, synchronised_or_not
+from se_fused.surgery.block_trial import compare
+from se_fused.surgery.calls import Calls, Signature
+from se_fused.surgery.comparison import description
+from se_fused.surgery.graph import containers, sharing_copy, trace
+from se_fused.surgery.guard import Guard, write_down
 from se_fused.surgery.pattern import Match, check_se, find
 from se_fused.surgery.report import Left
-
-
-class Guard(NamedTuple):
-    """What the graph takes for granted of a module in the block, given by its path."""
-
-    path: tuple[str, ...]
-    classes: tuple[type, ...]
-    children: int | None = None  # of a module whose forward is a part of the graph
 
 
 class Fusion:
@@ -31,60 +26,86 @@ class Fusion:
     def __init__(self, names: tuple[str, ...]):
         self.names = names  # of the SE modules in the block
         self.covers: dict[str, str] = {}
-        self.children = 0  # of the block
-        self.guards: tuple[Guard, ...] = ()
-        self.function: Callable | None = None
+        self.calls: Calls | None = None
 
-    def holds(self, block: nn.Module) -> bool:
-        if len(block._modules) != self.children:
-            return False
-        for path, classes, children in self.guards:
-            module = block
-            for name in path:
-                module = module._modules.get(name)
-                if module is None:
-                    return False
-            if type(module) not in classes or "forward" in module.__dict__ or has_hooks(module):
-                return False
-            if children is not None and len(module._modules) != children:
-                return False
-        return True
+    def difference(self, block: nn.Module) -> str | None:
+        """Why the block is not what it was when it was fused."""
+        if self.calls is None:
+            return "it could not be fused where it was loaded"
+        differences = [guard.difference(block) for guard, _ in self.calls.functions.values()]
+        return None if None in differences else differences[0]
 
     def __deepcopy__(self, memo) -> "Fusion":
         return self
 
-    def __reduce__(self):
+    def __reduce__(self):  # to be built anew where it is loaded
         return Fusion, (self.names,)
 
 
-def obstacle(module: nn.Module) -> str | None:
-    """Why a call of a module is more than its class's forward."""
-    if has_hooks(module):
-        return "has hooks"
-    if "forward" in vars(module):
-        return "has a patched forward"
+def build(
+    block: nn.Module, names: tuple[str, ...], examples: list[tuple] = (), tried: dict | None = None
+) -> Fusion:
+    """The forward of a block with fused calls for these SE modules, once it was tried.
+
+    examples: calls of the block to try it with, each args and kwargs.
+    tried: what came of the trials of other blocks, to which this one is added. Raises Left.
+    """
+    for name in names:
+        check_se(block.get_submodule(name))
+    signature = Signature(type(block))
+    seen, tried = _seen(signature, examples), {} if tried is None else tried
+    ways = dict.fromkeys([*((*given,) for given in seen), *signature.ways()])
+    fusion, functions, reasons = Fusion(names), {}, []
+    for way in ways:
+        try:
+            matches, opened, code, function = _rewritten(block, names, way)
+            guard = _guard(block, opened, matches)
+            alike = [g for g in seen if (*g,) == way]
+            shapes = [[tuple(t.shape) for t in given.values()] for given in alike]
+            key = guard.signature, names, way, code, description(block), repr(shapes)
+            if key not in tried:
+                tried[key] = _reason_against(block, guard, way, function, alike)
+            if tried[key] is not None:
+                raise Left(tried[key])
+        except Left as reason:
+            reasons.append(reason)
+            continue
+        fusion.covers = fusion.covers or {match.se: match.covers for match in matches}
+        functions[way] = guard, function
+    if not functions:
+        raise reasons[0]
+    fusion.calls = Calls(signature, functions)
+    return fusion
+
+
+def _reason_against(block: nn.Module, *arguments) -> str | None:
+    try:
+        compare(block, *arguments)
+    except Left as reason:
+        return str(reason)
     return None
 
 
-def build(block: nn.Module, names: tuple[str, ...]) -> Fusion:
-    """The forward of a block with fused calls for these SE modules; raises Left."""
-    for name in names:
-        check_se(block.get_submodule(name))
-    graph = trace(block, containers(block))
-    opened = _around(find(block, graph, name) for name in names)
-    graph = trace(block, [block.get_submodule(name) for name in opened])
-    matches = [find(block, graph, name) for name in names]
+def _seen(signature: Signature, examples: list[tuple]) -> list[dict]:
+    """What was given in calls with tensors alone."""
+    found = [signature.given(*example) for example in examples]
+    return [g for g in found if g and all(isinstance(t, Tensor) for t in g.values())]
+
+
+def _rewritten(
+    block: nn.Module, names: tuple[str, ...], way: tuple[str, ...]
+) -> tuple[list[Match], list[str], str, Callable]:
+    twin = sharing_copy(block)
+    graph = trace(twin, containers(twin), way)
+    opened = _around(find(twin, graph, name) for name in names)
+    graph = trace(twin, [twin.get_submodule(name) for name in opened], way)
+    matches = [find(twin, graph, name) for name in names]
     _check_modules(block, opened, matches)
-    fusion = Fusion(names)
-    fusion.children = len(block._modules)
-    fusion.guards = (*_guards(block, opened, matches),)
-    fusion.covers = {match.se: match.covers for match in matches}
     for name in names:  # found anew, as the last call is a part of the graph now
-        _rewrite(graph, find(block, graph, name))
+        _rewrite(graph, find(twin, graph, name))
     code = graph.python_code("self")
     exec(compile(code.src, f"<fused {block._get_name()}>", "exec"), code.globals)
-    fusion.function = code.globals["forward"]
-    return fusion
+    return matches, opened, code.src, code.globals["forward"]
 
 
 def _around(matches: Iterable[Match]) -> list[str]:
@@ -97,25 +118,38 @@ def _around(matches: Iterable[Match]) -> list[str]:
     return sorted(parents)
 
 
+def obstacle(module: nn.Module) -> str | None:
+    """Why a call of a module is more than its class's forward."""
+    if has_hooks(module):
+        return "has hooks"
+    if "forward" in vars(module):
+        return "has a patched forward"
+    return None
+
+
 def _check_modules(block: nn.Module, opened: list[str], matches: list[Match]):
     for name in ["", *opened, *(name for match in matches for name in match.modules)]:
         module = block.get_submodule(name)
         reason = obstacle(module)
         if parametrize.is_parametrized(module):
             reason = "is parametrized"
-        elif name in opened and "_fusion" in vars(module):
+        elif name in opened and "__fusion__" in vars(module):
             reason = "is fused by itself"
         if reason is not None:
             raise Left(f"{name or 'its block'} {reason}")
 
 
-def _guards(block: nn.Module, opened: list[str], matches: list[Match]) -> Iterable[Guard]:
-    for name in opened:
-        module = block.get_submodule(name)
-        yield Guard(tuple(name.split(".")), (type(module),), len(module._modules))
-    for name in {name: None for match in matches for name in match.modules}:
-        cls = type(block.get_submodule(name))
-        yield Guard(tuple(name.split(".")), tuple(BATCH_NORMS) if cls in BATCH_NORMS else (cls,))
+def _guard(block: nn.Module, opened: list[str], matches: list[Match]) -> Guard:
+    norms, watched = {}, {"", *opened}
+    for match in matches:
+        norms[match.bn] = synchronised_or_not(type(block.get_submodule(match.bn)))
+        watched |= {*match.modules} - {match.se}
+    called = {
+        path: (type(module),)
+        for path, module in block.named_modules(remove_duplicate=False)
+        if path not in watched
+    }
+    return write_down(block, called, norms)
 
 
 def _rewrite(graph: Graph, match: Match):

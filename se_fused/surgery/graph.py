@@ -1,7 +1,7 @@
-"""The graph of a block's forward, traced by torch.fx without changing the block."""
+"""The graph of a block's forward, traced by torch.fx on a copy that shares the block's tensors."""
 
+import copy
 import operator
-import random
 from collections.abc import Iterable
 
 import torch
@@ -11,31 +11,42 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from se_fused.followed import WithSE
 from se_fused.module import FusedSE
+from se_fused.surgery.comparison import (
+    RandomStates,
+    attributes_of,
+    changed_attribute,
+    first_line,
+)
 from se_fused.surgery.report import Left
 
 _DEVICES = ("cpu", "cuda")
 
 
-def trace(block: nn.Module, opened: Iterable[nn.Module]) -> Graph:
-    """The block's forward, the same in training and in eval mode.
+def sharing_copy(block: nn.Module) -> nn.Module:
+    """A copy of the modules and their attributes, with the same parameters and buffers."""
+    shared = {id(t): t for t in [*block.parameters(), *block.buffers()]}
+    try:
+        return copy.deepcopy(block, shared)
+    except Exception as error:  # whatever a library's attributes raise
+        raise Left(f"its block cannot be copied: {first_line(error)}") from error
+
+
+def trace(block: nn.Module, opened: Iterable[nn.Module], given: tuple[str, ...]) -> Graph:
+    """The forward of a copy of a block, the same in training and in eval mode.
 
     Modules in it are nodes, but for the ``opened`` ones, whose own forward is a part of the graph.
+    given: the arguments that it is called with; the others are left out.
     """
-    modules = list(block.modules())
-    attributes = [dict(vars(module)) for module in modules]
-    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    attributes, states = attributes_of(block), RandomStates.now()
     try:
-        graphs = [_trace(block, modules, set(opened), training) for training in (True, False)]
-        if any(map(_has_changed, modules, attributes)):
+        graphs = [_trace(block, set(opened), given, training) for training in (True, False)]
+        if changed_attribute(block, attributes) is not None:
             raise Left("its block's forward sets attributes or makes tensors of its own")
-        if random.getstate() != python_state or not torch.get_rng_state().equal(torch_state):
+        if RandomStates.now() != states:
             raise Left("its block's forward draws random numbers")
     finally:
-        for module, before in zip(modules, attributes):
-            vars(module).clear()
-            vars(module).update(before)
-        random.setstate(python_state)
-        torch.set_rng_state(torch_state)
+        if RandomStates.now() != states:
+            states.restore()
     first, second = (graph.python_code("self").src for graph in graphs)
     if first != second:
         raise Left("its block's forward is another in training than in eval mode")
@@ -60,22 +71,26 @@ _NAMES = "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand"
 _RECORDED = {name: _in_place(name) for name in _NAMES}
 IN_PLACE = {name: apply for name, (apply, _) in _RECORDED.items()}
 _METHODS = {f"__{name}__": record for name, (_, record) in _RECORDED.items()}
-_Proxy = type("_Proxy", (Proxy,), _METHODS)
+OwnProxy = type("OwnProxy", (Proxy,), _METHODS)
 
 
 class _Tracer(Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, opened: set[nn.Module]):
+    def __init__(self, opened: set[nn.Module], given: tuple[str, ...]):
         super().__init__()
-        self.opened = opened
+        self.opened, self.given = opened, given
         self.context = _context()
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in self.given}
+        return (lambda: root_fn(self.root, **proxies)), []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m not in self.opened
 
     def proxy(self, node: Node) -> Proxy:
-        return _Proxy(node, self)
+        return OwnProxy(node, self)
 
     def create_node(self, *args, **kwargs) -> Node:
         if _context() != self.context:  # the graph would not have it
@@ -87,19 +102,18 @@ def _context() -> tuple[bool, ...]:
     return torch.is_grad_enabled(), *map(torch.is_autocast_enabled, _DEVICES)
 
 
-def _trace(block: nn.Module, modules: list, opened: set[nn.Module], training: bool) -> Graph:
+def _trace(block: nn.Module, opened: set, given: tuple[str, ...], training: bool) -> Graph:
     """With everything on in training mode and off in eval mode, so that a switch is seen."""
     before = _context()
-    for module in modules:
+    for module in block.modules():
         vars(module)["training"] = training
     try:
         _switch(training, training, training)
-        return _Tracer(opened).trace(block)
+        return _Tracer(opened, given).trace(block)
     except Left:
         raise
     except Exception as error:  # whatever a library's forward raises
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise Left(f"its block's forward cannot be traced: {what}") from error
+        raise Left(f"its block's forward cannot be traced: {first_line(error)}") from error
     finally:
         _switch(*before)
 
@@ -108,12 +122,6 @@ def _switch(gradients: bool, *autocast: bool):
     torch.set_grad_enabled(gradients)
     for device, enabled in zip(_DEVICES, autocast):
         torch.set_autocast_enabled(device, enabled)
-
-
-def _has_changed(module: nn.Module, before: dict) -> bool:
-    now = vars(module)
-    names = (now.keys() | before.keys()) - {"training"}
-    return any(name not in now or now[name] is not before.get(name) for name in names)
 
 
 def containers(block: nn.Module) -> set[nn.Module]:

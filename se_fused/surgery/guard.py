@@ -124,6 +124,23 @@ class Guard:
         missing = [name for name in entry.names if name not in own]
         return f"{_of(entry)}{missing[0]} is gone" if missing else None
 
+    @property
+    def signature(self) -> str:
+        """The same for modules that are alike."""
+        entries = [e._replace(reads=None, get=None) for e in (self.root, *self.entries)]
+        return repr((entries, [(name, value) for _, name, value in self.values]))
+
+    def put_back(self) -> str | None:
+        """After a trial: containers that it has changed, as they were; the name of one."""
+        changed = None
+        for namespace, name, value in self.values:
+            now = namespace.get(name)
+            if isinstance(now, (list, dict, set)) and now != value:
+                changed = name
+                now.clear()
+                now.extend(value) if isinstance(now, list) else now.update(value)
+        return changed
+
     def __deepcopy__(self, memo) -> "Guard":
         return self
 

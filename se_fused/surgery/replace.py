@@ -60,6 +60,7 @@ class _Search:
             if _is_outdated(module):
                 unswap(module)
         self.entries: dict[str, Entry] = {}
+        self.tried = {}
         self.settled = {name for name, m in self.modules.items() if isinstance(m, FusedSE)}
 
     def by_class(self):
@@ -68,7 +69,7 @@ class _Search:
                 continue
             family, reason = known_family(module)
             if family or reason:
-                reason = reason or _swapped(module, family)
+                reason = reason or _swapped(module, family, self.tried)
                 self._enter(name, module, reason)
                 self.settled.add(name)
 
@@ -82,7 +83,7 @@ class _Search:
             family = family_by_layers(module)
             is_known = path_of(type(module)) in BY_CLASS
             if family is not None:
-                reason = _swapped(module, family)
+                reason = _swapped(module, family, self.tried)
             elif is_known:
                 reason = "it has not the layers that se_fused knows of its class"
             else:
@@ -108,10 +109,10 @@ class _Search:
         )
 
 
-def _swapped(module: nn.Module, family: Family) -> str | None:
+def _swapped(module: nn.Module, family: Family, tried: dict) -> str | None:
     """Swaps a module that can be, else says why not."""
     try:
-        form = examine(module, family.swapped, family.slots)
+        form = examine(module, family.swapped, family.slots, tried)
         swap(module, family.swapped, form)
     except Left as reason:
         return str(reason)

@@ -24,6 +24,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 class SwappedSE(ClassSwapped, FusedSE):
     """A library's SE module whose forward is fused."""
 
+    __se_fused__: Form | None = None  # a module that is built with its class has none
     is_se_alone = True
     beside: tuple[str, ...] = ()  # children that the fused forward calls, beside the slots'
 
@@ -62,6 +63,8 @@ class SwappedSE(ClassSwapped, FusedSE):
             if isinstance(x, torch.fx.Proxy):
                 return traced(module, *args, **kwargs)
             form = module.__se_fused__
+            if form is None:
+                return plain(module, *args, **kwargs)
             reason = form.guard.difference(module) or _unfit(cls, module, form, x)
             if reason is None:
                 return cls.fused(module, form, *arguments)
@@ -70,11 +73,13 @@ class SwappedSE(ClassSwapped, FusedSE):
 
         def restore(module, state):
             library.__setstate__(module, state)
-            if module.__se_fused__.guard is None:  # loaded: the class may be another here
+            form = module.__se_fused__
+            if form is not None and form.guard is None:  # the class may be another here
                 _look_again(module, cls)
 
         def extra_repr(module):
-            return described(module, module.__se_fused__)
+            form = module.__se_fused__
+            return "" if form is None else described(module, form)
 
         members = {"forward": with_source_of(library.forward, run), "__setstate__": restore}
         if library.extra_repr is nn.Module.extra_repr:

@@ -12,6 +12,7 @@ from se_fused.surgery.comparison import (
     Step,
     attributes_of,
     changed_attribute,
+    description,
     first_line,
     generator,
     on_trial,
@@ -24,24 +25,40 @@ NO_SE = "it squeezes no feature map [N, C, *spatial]"
 _SIZES = ((3, 5), (4, 3)), ((3, 5, 2), (2, 3, 4)), ((5,), (8,))
 
 
-def examine(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
+def examine(
+    module: nn.Module, kind: type[SwappedSE], slots: Slots, tried: dict | None = None
+) -> Form:
     """What a module computes, if a swap would lose nothing and change nothing; else raises Left.
 
     Copies on the CPU, with random parameters, are compared in result, gradients and buffers, in
     training and in eval mode, at two sizes. The module itself is not run.
+
+    tried: what came of the trials of other modules, to which this one is added.
     """
     reason = _loss(module, kind, slots)
     if reason is not None:
         raise Left(reason)
+    form, tried = form_of(module, kind, slots), {} if tried is None else tried
+    key = kind, type(module), slots, form.guard.signature, description(module)
+    if key not in tried:
+        tried[key] = _difference(module, kind, form)
+    if tried[key] is not None:
+        raise Left(tried[key])
+    return form
+
+
+def _difference(module: nn.Module, kind: type[SwappedSE], form: Form) -> str | None:
+    changed = None
     try:
-        form = form_of(module, kind, slots)
         with on_trial():
             _compare(module, kind, form)
-    except Left:
-        raise
+    except Left as reason:
+        return str(reason)
     except Exception as error:  # whatever a library's code raises
-        raise Left(f"it could not be tried: {first_line(error)}") from error
-    return form
+        return f"it could not be tried: {first_line(error)}"
+    finally:
+        changed = form.guard.put_back()
+    return changed and f"its forward changes {changed}"
 
 
 def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:

@@ -1,0 +1,181 @@
+"""Before a block is fused: both forms on copies with random parameters, in float64."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from se_fused.module import FusedSE
+from se_fused.norm import synchronised_or_not
+from se_fused.surgery.comparison import (
+    RandomStates,
+    Step,
+    attributes_of,
+    changed_attribute,
+    example,
+    first_line,
+    generator,
+    on_trial,
+    random_copy,
+)
+from se_fused.surgery.guard import Guard
+from se_fused.surgery.report import Left
+
+_SIZES = {
+    1: ((5,), (8,), (33,), (64,)),
+    2: ((3, 4), (6, 5), (14, 14), (16, 12), (28, 28), (33, 32), (64, 64), (96, 96)),
+    3: ((2, 3, 3), (4, 3, 5), (16, 16, 16), (32, 32, 32)),
+}
+_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def compare(
+    block: nn.Module, guard: Guard, way: tuple[str, ...], function: Callable, seen: list[dict]
+):
+    """Raises Left where the fused function is not the block's forward: in results, gradients,
+    buffers and random numbers drawn, in training at two sizes and in eval mode.
+
+    seen: arguments that the block was called with, of whose shapes examples are made; else they
+    are made from its layers.
+    """
+    numbers = generator()
+    try:
+        library = random_copy(block, numbers)
+        dims = _dims_of(library)
+        for module in library.modules():
+            _without_synchronisation(module, dims)
+        with on_trial():
+            examples = _alike(seen, numbers) if seen else _examples(library, way, dims, numbers)
+            _compare(library, copy.deepcopy(library), function, examples)
+    except Left:
+        raise
+    except Exception as error:  # whatever a library's code raises
+        raise Left(f"its block could not be tried: {first_line(error)}") from error
+    finally:
+        changed = guard.put_back()
+    if changed is not None:
+        raise Left(f"its block's forward changes {changed}")
+
+
+def _compare(library, fused, function, examples: list[dict]):
+    states = RandomStates.now()
+
+    def call(*args, **kwargs):
+        return function(fused, *kwargs.values())
+
+    as_module = _Called(fused, call)
+    for index, given in enumerate(examples):
+        for training in (True, False)[: 2 - index]:
+            before = attributes_of(library)
+            expected = Step.of(library.train(training), (), given, states)
+            changed = changed_attribute(library, before)
+            if changed is not None:
+                raise Left(f"its block's forward sets {changed}")
+            fused.train(training)
+            found = Step.of(as_module, (), given, states)
+            if found.drawn != expected.drawn:
+                raise Left("its block's forward draws random numbers")
+            if not found.agrees(expected):
+                raise Left("its block's forward computes something else in other cases")
+            if training and found.kept > 1.25 * expected.kept:
+                raise Left("its block's forward keeps less for the backward pass: it checkpoints")
+
+
+class _Called(nn.Module):
+    """A module with another function for its forward."""
+
+    def __init__(self, module: nn.Module, call: Callable):
+        super().__init__()
+        self.__dict__["module"], self.forward = module, call
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return self.module.parameters(recurse)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        return self.module.buffers(recurse)
+
+
+# Examples
+
+
+def _alike(seen: list[dict], numbers) -> list[dict]:
+    return [
+        {name: example(tuple(t.shape), numbers) for name, t in given.items()} for given in seen[:2]
+    ]
+
+
+def _examples(library: nn.Module, way: tuple[str, ...], dims: int, numbers) -> list[dict]:
+    """Arguments that the block takes, at two sizes where there are two."""
+    found, error = [], None
+    for channels in _widths(library):
+        for size in _SIZES[dims]:
+            x = example((2 + len(found), channels, *size), numbers)
+            given, error = _accepted(library, way, x, numbers)
+            if given is not None:
+                found.append(given)
+            if len(found) == 2:
+                return found
+        if found:
+            return found
+    raise Left(
+        f"no input could be made for its block ({first_line(error)}): give fuse example_inputs"
+        if error
+        else "no input could be made for its block: give fuse example_inputs"
+    )
+
+
+def _accepted(library: nn.Module, way, x: Tensor, numbers) -> tuple[dict | None, Exception | None]:
+    """x for all arguments; or for those after the first, what is like the result."""
+    error = None
+    first, *others = way
+    shapes = [x.shape]
+    while shapes:
+        shape = shapes.pop(0)
+        given = {first: x, **{name: example(tuple(shape), numbers) for name in others}}
+        try:
+            with torch.no_grad():
+                library.eval()(**given)
+            return given, None
+        except Exception as raised:  # whatever a library's forward raises
+            error = raised
+        if others and shape is x.shape:
+            try:
+                with torch.no_grad():
+                    y = library.eval()(**{first: x})
+                shapes += [y.shape] if isinstance(y, Tensor) else []
+            except Exception as raised:
+                error = raised
+    return None, error
+
+
+def _widths(library: nn.Module) -> list[int]:
+    """The numbers of channels that its layers take, in the order of the layers."""
+    widths = []
+    for module in library.modules():
+        for name in ("in_channels", "num_features", "in_features"):
+            width = getattr(module, name, None)
+            if type(width) is int and width not in widths:
+                widths.append(width)
+        if isinstance(module, FusedSE) and module.__se_fused__.channels:
+            widths.append(module.__se_fused__.channels)
+    return list(dict.fromkeys(widths))[:6]
+
+
+def _dims_of(library: nn.Module) -> int:
+    for module in library.modules():
+        for dims in (1, 2, 3):
+            convolution, norm = (getattr(nn, f"{kind}{dims}d") for kind in ("Conv", "BatchNorm"))
+            if isinstance(module, (convolution, norm)):
+                return dims
+    return 2
+
+
+def _without_synchronisation(module: nn.Module, dims: int):
+    """Synchronised norms run on GPUs alone."""
+    if type(module) is nn.SyncBatchNorm:
+        module.__class__ = _NORMS[dims]
+    elif isinstance(module, _BatchNorm) and type(module).__name__ == "SyncBatchNormAct":
+        classes = synchronised_or_not(type(module))
+        module.__class__ = next(cls for cls in classes if cls is not type(module))
