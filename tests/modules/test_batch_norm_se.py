@@ -72,6 +72,25 @@ def test_between_train_and_eval_mode(fused_calls, frozen):
     assert fused.bn.num_batches_tracked == 3
 
 
+@pytest.mark.parametrize("options", [RESIDUAL, dict(act="silu")], ids=["add-relu", "silu-before"])
+def test_training_pass_before_the_backward_pass_of_eval_mode(fused_calls, options):
+    plain, fused = norm_twins(**options)
+    inputs, later = maps(add="add" in options), maps(add="add" in options)
+    expected = step(plain.eval(), inputs)
+
+    def forward_then_train(*inputs):
+        y = fused.eval()(*inputs)
+        fused.train()(*later)
+        return y
+
+    found = step(fused, inputs, forward_then_train)
+    running = "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"
+    for name in running:
+        assert not torch.equal(found.pop(name), expected.pop(name))
+    assert_same(found, expected)
+    assert len(fused_calls) == 2
+
+
 def test_channels_last_end_to_end():
     plain, fused = norm_twins(**RESIDUAL)
     inputs = [t.contiguous(memory_format=torch.channels_last) for t in maps()]
