@@ -67,6 +67,13 @@ COVERED = {
     "methods": (lambda: block_with(_methods), "BatchNorm + relu + SE + add + relu"),
     "operator": (lambda: block_with(_spelled(operator.add, F.silu)), "BatchNorm + SE + add"),
     "torch-add": (lambda: block_with(_spelled(torch.add)), ALL),
+    "hardswish-function": (
+        lambda: block_with(_spelled(torch.add, act=F.hardswish)),
+        "BatchNorm + hardswish + SE + add + relu",
+    ),
+    "silu-function": (
+        lambda: block_with(_spelled(torch.add, act=F.silu)), "BatchNorm + silu + SE + add + relu"
+    ),
     "in-place": (lambda: block_with(_spelled(lambda y, x: y.add_(x))), ALL),
     "se-alone": (lambda: block_with(_only_se), "BatchNorm + SE"),
     "drop-path": (lambda: Block(drop_path=nn.Dropout(0.0)), "BatchNorm + SE"),
