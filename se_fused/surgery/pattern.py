@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 from se_fused.activations import NORM_ACTS, function_name
 from se_fused.followed import class_before
 from se_fused.module import FusedSE
-from se_fused.norm import BATCH_NORMS, NORM_ACT
+from se_fused.norm import BATCH_NORM_ACTS, BATCH_NORMS
 from se_fused.surgery.families import path_of
 from se_fused.surgery.graph import IN_PLACE, Left, is_layer_with_se, may_write, name_of
 
@@ -136,7 +136,7 @@ def _act_of(node: Node, module: nn.Module | None, se: FusedSE) -> Callable | Non
 
 
 def _check_norm(block: nn.Module, node: Node, cls: type, after: str):
-    if cls in BATCH_NORMS or path_of(cls) == ".".join(NORM_ACT):
+    if cls in BATCH_NORMS or (cls.__module__, cls.__qualname__) in BATCH_NORM_ACTS:
         return
     what = path_of(cls) if node.op == "call_module" else name_of(node)
     before = next(iter(node.all_input_nodes), node)
@@ -146,7 +146,7 @@ def _check_norm(block: nn.Module, node: Node, cls: type, after: str):
 
 
 def _take_own_act(match: Match, name: str, norm: nn.Module):
-    """The activation inside timm's BatchNormAct2d."""
+    """The activation inside timm's BatchNormAct2d or SyncBatchNormAct."""
     if type(norm.drop) is not nn.Identity:
         raise Left(f"its BatchNorm drops out by {path_of(type(norm.drop))}")
     match.between.append(f"{name}.drop")
