@@ -15,6 +15,7 @@ from se_fused.module import FusedSE
 from se_fused.norm import BATCH_NORM_ACTS, BATCH_NORMS
 from se_fused.surgery.families import path_of
 from se_fused.surgery.graph import IN_PLACE, Left, is_layer_with_se, may_write, name_of
+from se_fused.surgery.structure import described
 
 _ACTS = tuple(name for name in NORM_ACTS if name != "identity")
 _ADDS = (operator.add, torch.add, "add")
@@ -138,7 +139,8 @@ def _act_of(node: Node, module: nn.Module | None, se: FusedSE) -> Callable | Non
 def _check_norm(block: nn.Module, node: Node, cls: type, after: str):
     if cls in BATCH_NORMS or (cls.__module__, cls.__qualname__) in BATCH_NORM_ACTS:
         return
-    what = path_of(cls) if node.op == "call_module" else name_of(node)
+    module = _module(block, node)
+    what = name_of(node) if module is None else described(module, node.target, cls)
     before = next(iter(node.all_input_nodes), node)
     if type(_module(block, before)) in BATCH_NORMS and not after:
         raise Left(f"between its BatchNorm and it stands {what}")
