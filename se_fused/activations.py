@@ -14,7 +14,6 @@ GATES = ("identity", "relu", "sigmoid", "hardsigmoid", "tanh")
 LEAKY_SLOPE = 0.01  # the default of torch.nn.LeakyReLU
 
 
-
 def hardswish(p: Tensor) -> Tensor:
     # PyTorch's CUDA kernel has a float32 1/6 in float64, too.
     return p * F.relu6(p + 3) / 6 if p.is_cuda and p.dtype == torch.float64 else F.hardswish(p)
@@ -85,31 +84,57 @@ _MODULES = {
     nn.Hardsigmoid: "hardsigmoid",
     nn.Tanh: "tanh",
 }
-# The same as functions, and in libraries that need not be installed.
+# The same in libraries that need not be installed, by where they are defined.
+_SIMPLE = {
+    **dict.fromkeys(("swish", "Swish"), "silu"),
+    **dict.fromkeys(("sigmoid", "Sigmoid"), "sigmoid"),
+    **dict.fromkeys(("tanh", "Tanh"), "tanh"),
+    **dict.fromkeys(("hard_swish", "HardSwish"), "hardswish"),
+    **dict.fromkeys(("hard_sigmoid", "HardSigmoid"), "hardsigmoid"),
+}
+_MEMORY_EFFICIENT = {
+    **dict.fromkeys(("swish_me", "SwishMe"), "silu"),
+    **dict.fromkeys(("hard_swish_me", "HardSwishMe"), "hardswish"),
+    **dict.fromkeys(("hard_sigmoid_me", "HardSigmoidMe"), "hardsigmoid"),
+}
+_LIBRARIES = {
+    "torch.nn.functional": {
+        name: name
+        for name in ("relu", "silu", "hardswish", "leaky_relu", "sigmoid", "hardsigmoid", "tanh")
+    },
+    "timm.layers.activations": _SIMPLE | dict.fromkeys(("gelu", "GELU"), "gelu"),
+    "timm.layers.activations_me": _MEMORY_EFFICIENT,
+    "geffnet.activations.activations": _SIMPLE,
+    "geffnet.activations.activations_me": _MEMORY_EFFICIENT,
+    "transformers.activations": {
+        "SiLUActivation": "silu",
+        "GELUActivation": "gelu",
+        "LinearActivation": "identity",
+    },
+    "monai.networks.blocks.activation": dict.fromkeys(
+        ("Swish", "MemoryEfficientSwish", "monai_swish"), "silu"
+    ),
+    "efficientnet_pytorch.utils": dict.fromkeys(("Swish", "MemoryEfficientSwish"), "silu"),
+    "mmcv.cnn.bricks.activation": {"GELU": "gelu"},
+    "mmcv.cnn.bricks.hsigmoid": {"HSigmoid": "hardsigmoid"},
+    "mmcv.cnn.bricks.hswish": {"HSwish": "hardswish"},
+    "mmcv.cnn.bricks.swish": {"Swish": "silu"},
+    "pytorchcv.models.common.activ": {
+        "Swish": "silu", "HSwish": "hardswish", "HSigmoid": "hardsigmoid",
+    },
+}
 _ELSEWHERE = {
     torch.relu: "relu",
     torch.sigmoid: "sigmoid",
-    ("timm.layers.activations", "Sigmoid"): "sigmoid",
-    ("timm.layers.activations", "Tanh"): "tanh",
-    ("timm.layers.activations", "GELU"): "gelu",
-    ("transformers.activations", "SiLUActivation"): "silu",
-    ("transformers.activations", "GELUActivation"): "gelu",
-    ("efficientnet_pytorch.utils", "Swish"): "silu",
-    ("efficientnet_pytorch.utils", "MemoryEfficientSwish"): "silu",
-    ("geffnet.activations.activations", "sigmoid"): "sigmoid",
-    ("geffnet.activations.activations", "hard_sigmoid"): "hardsigmoid",
-    ("geffnet.activations.activations_me", "hard_sigmoid_me"): "hardsigmoid",
-    ("geffnet.activations.activations", "Swish"): "silu",
-    ("geffnet.activations.activations", "HardSwish"): "hardswish",
-    ("mmcv.cnn.bricks.hsigmoid", "HSigmoid"): "hardsigmoid",
-    ("pytorchcv.models.common.activ", "Swish"): "silu",
-    ("pytorchcv.models.common.activ", "HSwish"): "hardswish",
-    ("pytorchcv.models.common.activ", "HSigmoid"): "hardsigmoid",
+    torch.tanh: "tanh",
+    F.gelu: "gelu",
+    **{(m, n): name for m, known in _LIBRARIES.items() for n, name in known.items()},
 }
 # Classes that compute the function with these arguments only.
 _ARGUMENTS = {
     "LeakyReLU": {"negative_slope": LEAKY_SLOPE},
     "GELU": {"approximate": "none"},
+    "Swish": {"alpha": 1.0},
     "HSigmoid": {"bias": 3.0, "divisor": 6.0, "min_value": 0.0, "max_value": 1.0},
 }
 # Spellings in use elsewhere (timm's create_act_layer among them).
@@ -127,7 +152,8 @@ def function_name(layer, cls: type | None = None) -> str | None:
     if name is None:
         kind = cls if isinstance(layer, nn.Module) else layer
         # By __name__, since not every torch.compile can look a function's __qualname__ up.
-        name = _ELSEWHERE.get(kind) or _ELSEWHERE.get((kind.__module__, kind.__name__))
+        path = kind.__module__, getattr(kind, "__name__", None)
+        name = _ELSEWHERE.get(kind) or _ELSEWHERE.get(path)
     for argument, value in _ARGUMENTS.get(cls.__name__, {}).items():
         if getattr(layer, argument, value) != value:
             return None

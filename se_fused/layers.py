@@ -140,8 +140,12 @@ def has_hooks(layer: nn.Module) -> bool:
 
 
 def has_global_hooks() -> bool:
-    """Hooks on every module's forward, as torch.utils.module_tracker has."""
-    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+    """Hooks on every module's forward, but those with which PyTorch counts FLOPs by module."""
+    before, after = torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks
+    if not (before or after):
+        return False
+    hooks = [*before.values(), *after.values()]
+    return any(hook.__module__ != "torch.utils.module_tracker" for hook in hooks)
 
 
 # Layers that are F.linear over the channels of a map of one position.

@@ -22,6 +22,8 @@ from se_fused.differentiation import (
 from se_fused.excitation import (
     excitation_gradient,
     excite,
+    first_layer,
+    gates,
     observed,
     squeeze_gradient,
     weight_gradient,
@@ -64,14 +66,14 @@ class _SqueezeMax(Function):
 class _SqueezeExciteMax(Function):
     @staticmethod
     def forward(ctx, x, w1, b1, w2, b2, act, gate, kind, on_gate):
-        y, z, m, g = _forward(x, w1, b1, w2, b2, act, gate, kind, on_gate)
-        ctx.save_for_backward(x, z, m, g, w1, b1, w2, b2)
+        y, *kept = _forward(x, w1, b1, w2, b2, act, gate, kind, on_gate)
+        ctx.save_for_backward(x, w1, b1, w2, b2, *kept)
         ctx.options = act, gate, kind
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, z, m, g, w1, b1, w2, b2 = ctx.saved_tensors
+        x, w1, b1, w2, b2, z, m, p1, g = ctx.saved_tensors
         act, gate, kind = ctx.options
         with without_autocast(dy):
             if is_taken_apart(dy):
@@ -83,7 +85,7 @@ class _SqueezeExciteMax(Function):
                 dg, ties = ops.gate_gradient_max(dy, x, m)
             else:
                 dg = ops.gate_gradient(dy, x)
-            dp1, h, dp2 = excitation_gradient(dg, z, g, w1, b1, w2, act, gate)
+            dp1, h, dp2 = excitation_gradient(dg, z, g, w1, b1, w2, act, gate, p1)
             dx = None
             if need_x:
                 dmean, dm = _apart(squeeze_gradient(dp1, w1), kind)
@@ -102,12 +104,13 @@ class _SqueezeExciteMax(Function):
 
 def _forward(
     x, w1, b1, w2, b2, act, gate, kind, on_gate
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, z, m and g"""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y, z, m, p1 and g"""
     mean, m = ops.squeeze_max(x)
     z = _joined(mean, m, kind)
-    g = excite(z, w1, b1, w2, b2, act, gate)
-    return observed(ops.rescale(x, g), g, on_gate), z, m, g
+    p1 = first_layer(z, w1, b1)
+    g = gates(p1, w2, b2, act, gate)
+    return observed(ops.rescale(x, g), g, on_gate), z, m, p1, g
 
 
 def _plain(x, w1, b1, w2, b2, act, gate, kind, on_gate=None) -> Tensor:

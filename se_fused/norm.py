@@ -13,15 +13,18 @@ from se_fused.followed import call_before, class_before
 from se_fused.layers import Specification, has_global_hooks, is_beside, is_changed, is_plain
 from se_fused.module import FusedSE, specification_of, traced
 
-# The normalisations known, with the dims of the maps that they take; and timm's, which has its
-# activation inside.
+# The normalisations known, with the dims of the maps that they take; and timm's, which have their
+# activation inside, with the one that each extends.
 BATCH_NORMS = {
     nn.BatchNorm1d: (2, 3),
     nn.BatchNorm2d: (4,),
     nn.BatchNorm3d: (5,),
     nn.SyncBatchNorm: (2, 3, 4, 5),
 }
-NORM_ACT = ("timm.layers.norm_act", "BatchNormAct2d")
+BATCH_NORM_ACTS = {
+    ("timm.layers.norm_act", "BatchNormAct2d"): nn.BatchNorm2d,
+    ("timm.layers.norm_act", "SyncBatchNormAct"): nn.SyncBatchNorm,
+}
 
 
 class FusedBatchNormSE(nn.Module):
@@ -110,8 +113,8 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
     """``post_act(se(act(bn(x))) + residual)`` of modules that a model has: fused where they allow
     it at this call, else one after another.
 
-    Where bn is timm's BatchNormAct2d, act is the one inside it. Where bn or act has se as its own
-    child, as after ``insert_se``, it is called without it.
+    Where bn is timm's BatchNormAct2d or SyncBatchNormAct, act is the one inside it. Where bn or act
+    has se as its own child, as after ``insert_se``, it is called without it.
     """
     found = block_specification(bn, act, se, x, residual, post_act)
     if found is None:
@@ -178,8 +181,9 @@ def _one_by_one(bn, act, se, x, residual, post_act):
 
 def _dims_of(bn, se) -> tuple[int, ...] | None:
     cls = class_before(bn, se)
-    if (cls.__module__, cls.__qualname__) == NORM_ACT and type(bn.drop) is nn.Identity:
-        return BATCH_NORMS[nn.BatchNorm2d]
+    extended = BATCH_NORM_ACTS.get((cls.__module__, cls.__qualname__))
+    if extended is not None and type(getattr(bn, "drop", None)) is nn.Identity:
+        return BATCH_NORMS[extended]
     return BATCH_NORMS.get(cls)
 
 
@@ -208,7 +212,7 @@ def _count_batch(bn, is_tracking: bool) -> float:
 
 
 def _process_group(bn, se):
-    if class_before(bn, se) is not nn.SyncBatchNorm or not bn.training:
+    if not issubclass(class_before(bn, se), nn.SyncBatchNorm) or not bn.training:
         return None
     if not (dist.is_available() and dist.is_initialized()):
         return None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from se_fused import backends, fakes
+from se_fused import backends, fakes, flops
 from se_fused.layout import dense, like
 
 _library = torch.library.Library("se_fused", "DEF")
@@ -257,3 +257,4 @@ def _(a, b, bias):
 
 
 fakes.register("se_fused", _library)
+flops.register()

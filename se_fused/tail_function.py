@@ -99,6 +99,9 @@ class Tail(Function):
     @staticmethod
     def forward(ctx, x, residual, weight, bias, w1, b1, w2, b2, planes, mean, var, count, options):
         weights = w1, b1, w2, b2
+        if mean is not None and not options.training:
+            # A training pass before the backward pass overwrites running statistics.
+            mean, var = mean.clone(), var.clone()
         y, *kept = forward_passes(x, residual, weight, bias, *weights, planes, mean, var, options)
         ctx.save_for_backward(x, weight, bias, w1, b1, w2, b2, mean, var, *kept)
         ctx.adds, ctx.count, ctx.options = residual is not None, count, options

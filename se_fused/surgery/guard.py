@@ -119,7 +119,8 @@ class Guard:
 
     def _new_attribute(self, entry: Entry, own: dict) -> str | None:
         new = own.keys() - _OF_MODULES - _OURS - _MAY_COME - {*entry.names}
-        for name in sorted(new & (entry.reads.attributes | {"forward"})):
+        read = entry.reads.attributes if entry.reads is not None else set()
+        for name in sorted(new & (read | {"forward"})):
             return f"{_of(entry)}{name} has been set"
         missing = [name for name in entry.names if name not in own]
         return f"{_of(entry)}{missing[0]} is gone" if missing else None
@@ -184,7 +185,7 @@ def write_down(
         entry = Entry(
             path, numbers.get(parent, 0), name, norms.get(path, (type(module),)), False,
             len(own) if path else len(own.keys() - _OURS) + 1,
-            reads, names, copy.deepcopy(get(own)) if get else (), get, tuple(own["_modules"]),
+            None if path in norms else reads, names, copy.deepcopy(get(own)) if get else (), get, tuple(own["_modules"]),
         )  # fmt: skip
         entries.append(entry)
         for namespace, each in reads.values:

@@ -13,9 +13,10 @@ from se_fused.activations import NORM_ACTS, function_name
 from se_fused.followed import class_before
 from se_fused.layers import layers_of, names_of
 from se_fused.module import FusedSE
-from se_fused.norm import BATCH_NORMS, NORM_ACT
+from se_fused.norm import BATCH_NORM_ACTS, BATCH_NORMS
 from se_fused.surgery.graph import IN_PLACE, is_layer_with_se, may_write, name_of
 from se_fused.surgery.report import Left, path_of
+from se_fused.surgery.structure import described
 
 _ACTS = tuple(name for name in NORM_ACTS if name != "identity")
 _ADDS = (operator.add, torch.add, "add")
@@ -137,9 +138,10 @@ def _act_of(node: Node, module: nn.Module | None, se: FusedSE) -> Callable | Non
 
 
 def _check_norm(block: nn.Module, node: Node, cls: type, after: str):
-    if cls in BATCH_NORMS or path_of(cls) == ".".join(NORM_ACT):
+    if cls in BATCH_NORMS or (cls.__module__, cls.__qualname__) in BATCH_NORM_ACTS:
         return
-    what = path_of(cls) if node.op == "call_module" else name_of(node)
+    module = _module(block, node)
+    what = name_of(node) if module is None else described(module, node.target, cls)
     before = next(iter(node.all_input_nodes), node)
     if type(_module(block, before)) in BATCH_NORMS and not after:
         raise Left(f"between its BatchNorm and it stands {what}")
@@ -147,7 +149,7 @@ def _check_norm(block: nn.Module, node: Node, cls: type, after: str):
 
 
 def _take_own_act(match: Match, name: str, norm: nn.Module):
-    """The activation inside timm's BatchNormAct2d."""
+    """The activation inside timm's BatchNormAct2d or SyncBatchNormAct."""
     if type(norm.drop) is not nn.Identity:
         raise Left(f"its BatchNorm drops out by {path_of(type(norm.drop))}")
     match.between.append(f"{name}.drop")

@@ -1,4 +1,7 @@
-"""SE modules found by their layers: copies, and what libraries build without a class of its own."""
+"""SE modules found by their layers: copies, and what libraries build without a class of its own.
+
+And what a Sequential ends in.
+"""
 
 import torch
 from torch import nn
@@ -6,6 +9,7 @@ from torch import nn
 from se_fused.activations import function_name
 from se_fused.layers import Slots
 from se_fused.surgery.families import Family
+from se_fused.surgery.report import path_of
 from se_fused.surgery.swapped_mbconv import SwappedMBConv
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -35,3 +39,19 @@ def _is_activation(module: nn.Module) -> bool:
     if isinstance(module, nn.Identity):
         return False
     return type(module).__module__ == nn.ReLU.__module__ or function_name(module) is not None
+
+
+def described(module: nn.Module, name: str, cls: type) -> str:
+    """A module by its class; a Sequential by its last layer but for activations and dropout."""
+    last = _last_layer(module)
+    if last is None or last is module:
+        return path_of(cls)
+    return f"{path_of(type(last))} (in {name}, a {path_of(cls)})"
+
+
+def _last_layer(module: nn.Module) -> nn.Module | None:
+    if type(module).forward is not nn.Sequential.forward:
+        is_passed = isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd))
+        return None if is_passed or _is_activation(module) else module
+    layers = map(_last_layer, reversed(module._modules.values()))
+    return next((layer for layer in layers if layer is not None), None)

@@ -5,7 +5,7 @@ import torch
 from gradient_checks import check_gradients
 from shapes import DENSE
 from tail_functions import fused
-from tail_reference import TENSORS, make_tail_inputs, plain, results
+from tail_reference import RUNNING, TENSORS, check, make_tail_inputs, plain, results
 from wanted_gradients import Computed
 
 VARIANTS = {
@@ -63,6 +63,30 @@ def test_first_and_second_derivatives(native_place, variant):
 def test_derivatives_of_other_ranks(native_place, shape):
     inputs = make_tail_inputs(shape, 2, native_place.device, torch.float64)
     check_gradients(native_place, function_of(inputs), list(leaves_of(inputs).values()))
+
+
+DTYPES = {
+    "float64": dict(dtype=torch.float64),
+    "bfloat16": dict(dtype=torch.bfloat16),
+    "bfloat16-beside-float32": dict(dtype=torch.bfloat16, weight_dtype=torch.float32),
+}
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("norm_act", ["identity", "silu"])
+def test_training_pass_between_forward_and_backward_in_eval_mode(place, norm_act, dtypes):
+    """Gradients are of the statistics of the forward pass. PyTorch's are of those found later."""
+    inputs = make_tail_inputs(
+        (3, 5, 4, 3), 4, place.device, norm_act=norm_act, training=False, **dtypes
+    )
+    leaves, running = leaves_of(inputs), [getattr(inputs, name).clone() for name in RUNNING]
+    tensors = *(leaves.get(name) for name in TENSORS), *running
+    y = fused(inputs, tensors)
+    fused(inputs._replace(training=True), tensors)
+    assert not any(torch.equal(t, getattr(inputs, name)) for name, t in zip(RUNNING, running))
+    gradients = torch.autograd.grad(y, list(leaves.values()), inputs.dy)
+    found = {"y": y.detach()} | {f"d{name}": t for name, t in zip(leaves, gradients)}
+    check(found | {name: getattr(inputs, name) for name in RUNNING}, inputs)
 
 
 @each_variant

@@ -72,6 +72,25 @@ def test_between_train_and_eval_mode(fused_calls, frozen):
     assert fused.bn.num_batches_tracked == 3
 
 
+@pytest.mark.parametrize("options", [RESIDUAL, dict(act="silu")], ids=["add-relu", "silu-before"])
+def test_training_pass_before_the_backward_pass_of_eval_mode(fused_calls, options):
+    plain, fused = norm_twins(**options)
+    inputs, later = maps(add="add" in options), maps(add="add" in options)
+    expected = step(plain.eval(), inputs)
+
+    def forward_then_train(*inputs):
+        y = fused.eval()(*inputs)
+        fused.train()(*later)
+        return y
+
+    found = step(fused, inputs, forward_then_train)
+    running = "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"
+    for name in running:
+        assert not torch.equal(found.pop(name), expected.pop(name))
+    assert_same(found, expected)
+    assert len(fused_calls) == 2
+
+
 def test_channels_last_end_to_end():
     plain, fused = norm_twins(**RESIDUAL)
     inputs = [t.contiguous(memory_format=torch.channels_last) for t in maps()]
@@ -231,12 +250,16 @@ def test_map_that_batch_norm_refuses(fused_calls):
 
 @pytest.mark.parametrize("options", [{}, dict(act_layer=nn.SiLU), dict(apply_act=False)],
                          ids=["relu", "silu", "no-act"])
-def test_batch_norm_of_timm_with_its_act(fused_calls, options):
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("synchronised", [False, True], ids=["own", "synchronised"])
+def test_batch_norm_of_timm_with_its_act(fused_calls, synchronised, training, options):
     layers = pytest.importorskip("timm.layers", reason="timm is missing; nn.BatchNorm2d covers it")
     results = []
     for fused in (True, False):
         torch.manual_seed(2)
-        bn = layers.BatchNormAct2d(C, **options).double()
+        bn = layers.BatchNormAct2d(C, **options).double().train(training)
+        if synchronised and fused:
+            bn = layers.convert_sync_batchnorm(bn)
         se = FusedSE(C, rd_channels=R, dtype=torch.float64)
         x, residual = maps()
         y = batch_norm_se(bn, bn.act, se, x, residual, nn.ReLU()) if fused else (
@@ -244,3 +267,11 @@ def test_batch_norm_of_timm_with_its_act(fused_calls, options):
         results.append([y, *torch.autograd.grad(y.square().sum(), bn.parameters()), *bn.buffers()])
     assert_same(*results)
     assert len(fused_calls) == 1
+
+
+def test_synchronised_norm_of_timm_without_its_parts_runs_as_its_layers(fused_calls):
+    layers = pytest.importorskip("timm.layers", reason="timm is missing; there is no such norm")
+    bn, se = layers.norm_act.SyncBatchNormAct(C).double().eval(), FusedSE(C).double()
+    [x] = maps(add=False)
+    assert_same(batch_norm_se(bn, None, se, x), se(bn(x)))
+    assert not fused_calls

@@ -45,7 +45,8 @@ def test_gates_of_swapped_modules(example):
         factor = factor - model.sSE(x)
     factor = factor.flatten(1, -2).mean(1) if channels_last else factor.flatten(2).mean(2)
     g = recorded_gates(model, x)[""]
-    torch.testing.assert_close(g, factor.detach() - int(getattr(model, "add_residual", False)), rtol=1e-6, atol=1e-9)
+    added = int(getattr(model, "add_residual", False))
+    torch.testing.assert_close(g, factor.detach() - added, rtol=1e-6, atol=1e-9)
 
 
 @each_model

@@ -25,6 +25,7 @@ ARROW = (
     "differentiation",
     "checks",
     "ops",
+    "flops",
     "backends",
     "triton | cpp | eager",
     "plan",

@@ -124,6 +124,7 @@ EXAMPLES = {
     "composer": Example(Composer, True),
     "nvidia-sequential": Example(NVIDIASequential, True),
     "geffnet": Example(Geffnet, True),
+    "geffnet-hardsigmoid": Example(lambda: Geffnet(F.hardsigmoid), True),
     "geffnet-other-gate": Example(lambda: Geffnet(F.softsign), False),
     "pytorchcv-conv": Example(PytorchCV, True),
     "pytorchcv-linear": Example(lambda: PytorchCV(use_conv=False), True),

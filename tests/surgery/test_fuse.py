@@ -67,6 +67,13 @@ COVERED = {
     "methods": (lambda: block_with(_methods), "BatchNorm + relu + SE + add + relu"),
     "operator": (lambda: block_with(_spelled(operator.add, F.silu)), "BatchNorm + SE + add"),
     "torch-add": (lambda: block_with(_spelled(torch.add)), ALL),
+    "hardswish-function": (
+        lambda: block_with(_spelled(torch.add, act=F.hardswish)),
+        "BatchNorm + hardswish + SE + add + relu",
+    ),
+    "silu-function": (
+        lambda: block_with(_spelled(torch.add, act=F.silu)), "BatchNorm + silu + SE + add + relu"
+    ),
     "in-place": (lambda: block_with(_spelled(lambda y, x: y.add_(x))), ALL),
     "se-alone": (lambda: block_with(_only_se), "BatchNorm + SE"),
     "drop-path": (lambda: Block(drop_path=nn.Dropout(0.0)), "BatchNorm + SE"),
@@ -142,9 +149,9 @@ def test_model_that_is_a_block_itself():
 
 def test_twice_is_once():
     net = fused_net()
-    fusion = net.block._fusion
+    fusion = net.block.__fusion__
     again = fuse(net)
-    assert not again.replaced and net.block._fusion is fusion
+    assert not again.replaced and net.block.__fusion__ is fusion
     assert again.left == [("block.se", "se_fused.module.FusedSE", "it is fused already")]
 
 
@@ -155,6 +162,6 @@ def test_se_replaced_later_joins_the_block():
     net.block[3] = FusedSE(C).double()
     plain = copy.deepcopy(net)
     unfuse(plain)
-    report = fuse(net)
-    assert len(report.replaced) == 1 and net.block._fusion.names == ("1", "3")
+    assert len(fuse(net).replaced) == 2
+    assert net.block.__fusion__.names == ("1", "3")
     assert_same_steps(net, plain)

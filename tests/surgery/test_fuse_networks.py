@@ -156,3 +156,32 @@ def test_feature_extraction_of_a_fused_network():
     fuse(network)
     found = extraction.create_feature_extractor(network, [name])(x)[name]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@kept(pytest.mark.parametrize("name, covered", [("efficientnet_b0", {SILU: 16}),
+                                                ("regnety_002", {RELU: 13})],
+                              ids=["efficientnet-b0", "regnety"]), "regnety")
+@pytest.mark.parametrize("converted_first", [True, False], ids=["before-fuse", "after-fuse"])
+def test_synchronised_norms_of_timm_in_eval_mode(monkeypatch, name, covered, converted_first):
+    """In training they need CUDA by themselves; test_distributed_batch_norm.py trains a block."""
+    calls = recorded_calls(monkeypatch)
+    eager, size = from_timm(name)
+    eager = without_chance(eager.double().eval())
+    fused = copy.deepcopy(eager)
+    replace_se(fused)
+    if converted_first:
+        fused = timm.layers.convert_sync_batchnorm(fused)
+    report = fuse(fused)
+    assert Counter(entry.covers for entry in report.replaced) == covered and not report.left
+    if not converted_first:
+        fused = timm.layers.convert_sync_batchnorm(fused)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    results = []
+    for network in (fused, eager):
+        x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).double()
+        y = network(x.requires_grad_())
+        inputs = x, *network.parameters()
+        results.append([y.detach(), *torch.autograd.grad(y.square().mean(), inputs)])
+    assert_same(*results)
+    if converted_first:
+        assert len(calls) == sum(covered.values())

@@ -85,7 +85,8 @@ def test_restored_network_is_compiled_anew():
 FORMS = (
     "efficientnet-pytorch", "smp-scse", "smp-mobileone", "timm-channels-last", "timm-efficientnet",
     "timm-hgnet", "timm-effective-se-maxpool", "torchvision", "monai-1d", "monai-residual-3d",
-    "hf-pp-ocr-v5", "hf-qwen-omni", "mmpretrain", "pytorchcv-linear", "fastai",
+    "hf-pp-ocr-v5", "hf-qwen-omni", "mmpretrain", "geffnet-hardsigmoid", "pytorchcv-linear",
+    "fastai",
 )
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from twins import C, R, assert_same
 
-from se_fused import FusedBatchNormSE, tail
+from se_fused import FusedBatchNormSE, FusedSE, fuse, tail
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()),
@@ -140,6 +140,36 @@ def of_the_argument(rank: int) -> dict:
     return {"steps": train(averaged(module), rank)}
 
 
+class TimmEnd(nn.Module):
+    """Ends in timm's layer of BatchNorm and activation, SE and an addition."""
+
+    def __init__(self):
+        super().__init__()
+        from timm.layers import BatchNormAct2d  # in the process alone
+
+        self.bn, self.se = BatchNormAct2d(C, act_layer=nn.SiLU), FusedSE(C, rd_channels=R)
+
+    def forward(self, x, residual):
+        return self.se(self.bn(x)) + residual
+
+
+def timm_network():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"end": TimmEnd()}).double()
+
+
+def of_timm(rank: int) -> dict:
+    try:
+        from timm.layers import convert_sync_batchnorm
+    except ImportError:
+        return {"skip": "timm is missing; nn.SyncBatchNorm covers what it extends"}
+    network = convert_sync_batchnorm(timm_network())
+    report = fuse(network)
+    assert [entry.covers for entry in report.replaced] == ["BatchNorm + silu + SE + add"]
+    assert type(network["end"].bn).__name__ == "SyncBatchNormAct"
+    return {"steps": train(averaged(network["end"]), rank)}
+
+
 def of_a_group_of_one(rank: int) -> dict:
     groups = [dist.new_group([r]) for r in range(PROCESSES)]
     found = []
@@ -171,6 +201,7 @@ CASES = {name: lambda rank, name=name: of_a_part(name, rank) for name in BATCHES
     "converted": lambda rank: of_converted(rank, averaged),
     "converted under ddp": lambda rank: of_converted(rank, parallel),
     "argument": of_the_argument,
+    "timm": of_timm,
     "group of one": of_a_group_of_one,
     "unsupported": of_unsupported,
 }
@@ -212,6 +243,15 @@ def test_module_trains_as_one_process(found, name):
     for result in of_case(found, name):
         assert_same(result["steps"], expected)
         assert result.get("calls", STEPS) == STEPS, "not the fused call"
+
+
+def test_block_of_timm_trains_as_one_process(found):
+    results = of_case(found, "timm")
+    if "skip" in results[0]:
+        pytest.skip(results[0]["skip"])
+    expected = train(timm_network()["end"])
+    for result in results:
+        assert_same(result["steps"], expected)
 
 
 def test_group_of_one_process_has_statistics_of_its_own(found):
