@@ -232,7 +232,10 @@ def say_once(module: nn.Module, reason: str):
         _warn(type(module).__name__, reason)
 
 
-@torch.compiler.assume_constant_result
 def _warn(name: str, reason: str):
     text = f"{name} runs its library's forward, unfused: {reason}"
     warnings.warn(text, UserWarning, stacklevel=2)
+
+
+# torch.compiler.assume_constant_result, without its import of torch._dynamo: said while it traces.
+_warn._dynamo_marked_constant = True
