@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.fx
 from torch import Tensor, nn
 
-from se_fused import tail
+from se_fused import scripting, tail
 from se_fused.activations import NORM_ACTS, POST_ACTS, function_name, make_module
 from se_fused.followed import call_before, class_before
 from se_fused.layers import Specification, has_global_hooks, is_beside, is_changed, is_plain
@@ -91,6 +91,7 @@ class FusedBatchNormSE(nn.Module):
         self.post_act = make_module("identity" if post_act is None else post_act, "post_act")
         self.add = add
 
+    @scripting.scripted_as(scripting.batch_norm_squeeze_excite)
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if (residual is not None) != self.add:
             raise TypeError(

@@ -18,6 +18,7 @@ ARROW = (
     "norm",
     "followed",
     "module",
+    "scripting",
     "tail",
     "tail_function",
     "functional",

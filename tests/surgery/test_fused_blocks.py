@@ -196,6 +196,9 @@ def test_exported():
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
-def test_jit_script_says_what_to_do():
-    with pytest.raises(NotImplementedError, match="FusedBlock: .*before fuse or after unfuse"):
-        torch.jit.script(fused_net().block)
+@pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
+def test_scripted_is_the_library_forward():
+    network, x = fused_net().eval(), images()
+    kind = type(network.block)
+    assert_same(torch.jit.script(network)(x), network(x))
+    assert type(network.block) is kind
