@@ -16,7 +16,6 @@ ARROW = (
     "gates",
     "surgery",
     "norm",
-    "followed",
     "module",
     "scripting",
     "tail",
