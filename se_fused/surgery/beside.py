@@ -24,11 +24,11 @@ class BlockWithSE(ClassSwapped):
     """A block that has SE beside its layers, or after all of them."""
 
     prefix = "SE"
-    insertions: tuple[Insertion, ...]
+    __insertions__: tuple[Insertion, ...]
 
     @staticmethod
     def members(library: type[nn.Module], *insertions: Insertion) -> dict:
-        return {"insertions": insertions, **methods_with_se(library, insertions)}
+        return {"__insertions__": insertions, **methods_with_se(library, insertions)}
 
 
 class InSequential(NamedTuple):

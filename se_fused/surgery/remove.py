@@ -31,7 +31,7 @@ def _removed_from(parent: nn.Module) -> list[tuple[str, nn.Module, str | None]]:
     """The SE blocks of a module, removed or with the reason why they are left."""
     found = []
     if kind_of(type(parent)) is BlockWithSE:
-        for insertion in type(parent).insertions:
+        for insertion in type(parent).__insertions__:
             child = parent._modules.pop(insertion.se, None)
             found += [(insertion.se, child, None)] if child is not None else []
         parent.__class__ = library_of(type(parent))
