@@ -9,7 +9,6 @@ from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from se_fused.followed import WithSE
 from se_fused.module import FusedSE
 from se_fused.surgery.comparison import (
     RandomStates,
@@ -132,13 +131,8 @@ def containers(block: nn.Module) -> set[nn.Module]:
         for module in block.modules()
         if module is not block
         and not isinstance(module, kinds)
-        and not is_layer_with_se(module)
         and any(isinstance(inner, kinds) for inner in module.modules())
     }
-
-
-def is_layer_with_se(module: nn.Module) -> bool:
-    return isinstance(module, WithSE) and module.is_layer
 
 
 def may_write(module: nn.Module | None, node: Node) -> bool:

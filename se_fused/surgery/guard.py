@@ -183,10 +183,18 @@ def write_down(
         names = names * 2 if len(names) == 1 else names  # itemgetter makes no tuple of one
         get = itemgetter(*names) if names else None
         entry = Entry(
-            path, numbers.get(parent, 0), name, norms.get(path, (type(module),)), False,
-            len(own) if path else len(own.keys() - _OURS) + 1,
-            None if path in norms else reads, names, copy.deepcopy(get(own)) if get else (), get, tuple(own["_modules"]),
-        )  # fmt: skip
+            path,
+            parent=numbers.get(parent, 0),
+            name=name,
+            classes=norms.get(path, (type(module),)),
+            is_called=False,
+            attributes=len(own) if path else len(own.keys() - _OURS) + 1,
+            reads=None if path in norms else reads,
+            names=names,
+            values=copy.deepcopy(get(own)) if names else (),
+            get=get,
+            children=tuple(own["_modules"]),
+        )
         entries.append(entry)
         for namespace, each in reads.values:
             value = namespace[each]

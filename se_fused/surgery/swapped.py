@@ -125,7 +125,7 @@ def _unfit(kind: type[SwappedSE], module: nn.Module, form: Form, x) -> str | Non
     for layer in (layers.fc1, layers.fc2):
         if layer is not None and plain_weights(layer, x) is None:
             return "its weights are no plain tensors beside x, of x's dtype and on its device"
-    if not kind.takes(form, x, dims_taken(layers.fc1)):
+    if not torch.jit.is_tracing() and not kind.takes(form, x, dims_taken(layers.fc1)):
         return f"it was called with a map of shape {tuple(x.shape)}"
     return None
 

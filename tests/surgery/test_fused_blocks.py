@@ -74,7 +74,7 @@ def test_saved_before_the_forward_changed(monkeypatch):
     net = fused_net()
     saved = pickle.dumps(net)
     monkeypatch.setattr(Block, "forward", lambda self, x: self.relu(self.bn(self.conv(x))))
-    with pytest.warns(UserWarning, match="Block runs its library's forward after loading: no forward"):
+    with pytest.warns(UserWarning, match="library's forward after loading: no forward"):
         other = pickle.loads(saved)
     assert_same_steps(other, copy.deepcopy(other))
     assert not unfuse(other).replaced and type(other.block) is Block
@@ -203,3 +203,11 @@ def test_exported():
     net = fused_net().eval()
     x = images()
     assert_same(torch.export.export(net, (x,)).module()(x), net(x))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
+def test_scripted_is_the_library_forward():
+    network, x = fused_net().eval(), images()
+    kind = type(network.block)
+    assert_same(torch.jit.script(network)(x), network(x))
+    assert type(network.block) is kind
