@@ -109,14 +109,17 @@ class FusedBatchNormSE(nn.Module):
         return f"add={self.add}"
 
 
-def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
+def batch_norm_se(bn, act, se, x, residual=None, post_act=None, unfused=None) -> Tensor:
     """``post_act(se(act(bn(x))) + residual)`` of modules that a model has: fused where they allow
     it at this call, else one after another.
 
-    Where bn is timm's BatchNormAct2d or SyncBatchNormAct, act is the one inside it.
+    Where bn is timm's BatchNormAct2d or SyncBatchNormAct, act is the one inside it. unfused: what
+    to call with se, x and residual where they do not.
     """
     found = block_specification(bn, act, se, x, residual, post_act)
     if found is None:
+        if unfused is not None:
+            unfused(se, x, residual)
         return _one_by_one(bn, act, se, x, residual, post_act)
     w1, b1, w2, b2, inner_act, gate = found
     is_tracking = bn.training and bn.track_running_stats
@@ -157,14 +160,18 @@ def block_specification(bn, act, se, x, residual, post_act) -> Specification | N
     for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
         if t is not None and not is_beside(t, x):
             return None
-    if residual is not None and not (
+    if residual is not None and not is_like(residual, x):
+        return None
+    return specification_of(se, x)
+
+
+def is_like(residual, x: Tensor) -> bool:
+    return (
         is_plain(residual)
         and (torch.jit.is_tracing() or residual.shape == x.shape)
         and residual.dtype == x.dtype
         and residual.device == x.device
-    ):
-        return None
-    return specification_of(se, x)
+    )
 
 
 def _one_by_one(bn, act, se, x, residual, post_act):

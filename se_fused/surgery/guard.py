@@ -193,7 +193,7 @@ def write_down(
             names=names,
             values=copy.deepcopy(get(own)) if names else (),
             get=get,
-            children=tuple(own["_modules"]),
+            children=None if path in norms else tuple(own["_modules"]),
         )
         entries.append(entry)
         for namespace, each in reads.values:
@@ -231,17 +231,18 @@ def _short(value) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
-def say_once(module: nn.Module, reason: str):
+def say_once(
+    module: nn.Module, reason: str, what: str = "runs its library's forward, unfused"
+):
     """A warning, once for a reason, that a module runs its library's forward."""
     if torch.compiler.is_compiling():
-        _warn(type(module).__name__, reason)
+        _warn(f"{type(module).__name__} {what}: {reason}")
     elif module.__dict__.get("__said__") != reason:
         module.__dict__["__said__"] = reason
-        _warn(type(module).__name__, reason)
+        _warn(f"{type(module).__name__} {what}: {reason}")
 
 
-def _warn(name: str, reason: str):
-    text = f"{name} runs its library's forward, unfused: {reason}"
+def _warn(text: str):
     warnings.warn(text, UserWarning, stacklevel=2)
 
 

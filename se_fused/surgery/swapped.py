@@ -162,6 +162,9 @@ class SwappedSCSE(SwappedSE):
 def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
     """What a library's module computes, with a guard on all of it; raises Left."""
     layers = layers_of(module, slots)
+    weight = layers.fc1._parameters.get("weight")
+    if weight is None or weight.dim() < 2:
+        raise Left("its weights are sharded, or not its layers' own: call replace_se before")
     squeeze = "avg_max" if getattr(module, "add_maxpool", False) is True else "avg"
     called = {path: (type(module.get_submodule(path)),) for path in kind.beside
               if path in module._modules}  # fmt: skip
@@ -172,7 +175,7 @@ def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
         kind.is_se_alone,
         write_down(module, called),
         names_of(layers),
-        layers.fc1.weight.shape[1],
+        weight.shape[1],
     )
 
 

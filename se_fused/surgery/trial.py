@@ -5,7 +5,7 @@ import copy
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from se_fused.layers import Slots, is_plain, layers_of
+from se_fused.layers import Slots, has_hooks, is_plain, layers_of
 from se_fused.module import Form
 from se_fused.surgery.comparison import (
     RandomStates,
@@ -63,11 +63,13 @@ def _difference(module: nn.Module, kind: type[SwappedSE], form: Form) -> str | N
 
 def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:
     """What a swap would lose."""
+    if type(module).forward is nn.Module.forward:
+        return "it has no forward, as where torch.fx has traced it: call replace_se before"
     if any("forward" in vars(m) for m in module.modules()):
         return "its forward has been patched"
     if any(parametrize.is_parametrized(m) for m in module.modules()):
         return "it is parametrized"
-    if any(_has_hooks(m) for m in module.modules()):
+    if any(has_hooks(m) for m in module.modules()):
         return "it has hooks"
     used = {slot.partition(".")[0] for slot in slots if isinstance(slot, str)}
     for name, child in module.named_children():
@@ -79,15 +81,14 @@ def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:
     return None
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return any(value for name, value in vars(module).items() if name.endswith("_hooks"))
-
-
 def _compare(module: nn.Module, kind: type[SwappedSE], form: Form):
     numbers, states = generator(), RandomStates.now()
     original = random_copy(module, numbers)
     fused = copy.deepcopy(original)
     swap(fused, kind, form)
+    changed = form.guard.difference(fused)  # then it would be compared with itself
+    if changed is not None:
+        raise Left(f"in a copy of it, {changed}")
     for sizes in _SIZES:
         examples = [kind.example_map(original, form.slots, size, numbers) for size in sizes]
         squeezed = _squeezed(original, form, examples[0])
