@@ -47,18 +47,26 @@ def on_trial():
     """PyTorch's own operators, with gradients, without hooks on all modules' forward; random states
     are put back if something drew."""
     before = RandomStates.now()
+    try:
+        with without_global_hooks(), plain_operators(), torch.inference_mode(False):
+            with torch.enable_grad():
+                yield
+    finally:
+        if RandomStates.now() != before:
+            before.restore()
+
+
+@contextmanager
+def without_global_hooks():
     every = torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks
     hooks = [[*each.items()] for each in every]
     try:
         for each in every:
             each.clear()
-        with plain_operators(), torch.inference_mode(False), torch.enable_grad():
-            yield
+        yield
     finally:
         for each, items in zip(every, hooks):
             each.update(items)
-        if RandomStates.now() != before:
-            before.restore()
 
 
 class RandomStates(NamedTuple):

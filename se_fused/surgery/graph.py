@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import torch
@@ -16,10 +17,12 @@ from se_fused.surgery.comparison import (
     attributes_of,
     changed_attribute,
     first_line,
+    without_global_hooks,
 )
 from se_fused.surgery.report import Left
 
 _DEVICES = ("cpu", "cuda")
+_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 _SHARDED = ("_fsdp_flattened", "ds_id")  # how FSDP and DeepSpeed mark parameters
 
 
@@ -32,9 +35,12 @@ def sharing_copy(block: nn.Module) -> nn.Module:
         if any(hasattr(t, mark) for mark in _SHARDED):
             raise Left("its block's parameters are sharded: call fuse before")
     try:
-        return copy.deepcopy(block, shared)
+        twin = copy.deepcopy(block, shared)
     except Exception as error:  # whatever a library's attributes raise
         raise Left(f"its block cannot be copied: {first_line(error)}") from error
+    for module in twin.modules():  # hooks would be called with what torch.fx traces by
+        vars(module).update({name: OrderedDict() for name in _HOOKS})
+    return twin
 
 
 def trace(block: nn.Module, opened: Iterable[nn.Module], given: tuple[str, ...]) -> Graph:
@@ -115,7 +121,8 @@ def _trace(block: nn.Module, opened: set, given: tuple[str, ...], training: bool
         vars(module)["training"] = training
     try:
         _switch(training, training, training)
-        return _Tracer(opened, given).trace(block)
+        with without_global_hooks():
+            return _Tracer(opened, given).trace(block)
     except Left:
         raise
     except Exception as error:  # whatever a library's forward raises

@@ -65,7 +65,7 @@ class SwappedSE(ClassSwapped, FusedSE):
             form = module.__se_fused__
             if form is None:
                 return plain(module, *args, **kwargs)
-            reason = form.guard.difference(module) or _unfit(cls, module, form, x)
+            reason = form.guard.difference(module) or unfit(cls, module, form, x)
             if reason is None:
                 return cls.fused(module, form, *arguments)
             say_once(module, reason)
@@ -115,7 +115,7 @@ def _first_parameter(library: type[nn.Module]) -> str:
     return parameters[1] if len(parameters) > 1 else ""
 
 
-def _unfit(kind: type[SwappedSE], module: nn.Module, form: Form, x) -> str | None:
+def unfit(kind: type[SwappedSE], module: nn.Module, form: Form, x) -> str | None:
     """Why a map or the weights beside it are left to the library's forward."""
     if not is_plain(x):
         return f"it was called with a {type(x).__name__}"
@@ -162,9 +162,9 @@ class SwappedSCSE(SwappedSE):
 def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
     """What a library's module computes, with a guard on all of it; raises Left."""
     layers = layers_of(module, slots)
-    weight = layers.fc1._parameters.get("weight")
-    if weight is None or weight.dim() < 2:
-        raise Left("its weights are sharded, or not its layers' own: call replace_se before")
+    weight = layers.fc1.weight
+    if not isinstance(weight, Tensor) or weight.dim() < 2:
+        raise Left("its weights are sharded or quantized: call replace_se before")
     squeeze = "avg_max" if getattr(module, "add_maxpool", False) is True else "avg"
     called = {path: (type(module.get_submodule(path)),) for path in kind.beside
               if path in module._modules}  # fmt: skip

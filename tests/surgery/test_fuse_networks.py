@@ -154,7 +154,7 @@ def test_feature_extraction_of_a_fused_network():
     expected = extraction.create_feature_extractor(network, [name])(x)[name]
     replace_se(network)
     fuse(network)
-    with pytest.warns(UserWarning, match="torch.fx traces it: call fuse on the traced module"):
+    with pytest.warns(UserWarning, match="torch.fx traces through it: make its class a leaf"):
         extractor = extraction.create_feature_extractor(network, [name])
     torch.testing.assert_close(extractor(x)[name], expected, rtol=1e-4, atol=1e-5)
 
