@@ -3,7 +3,6 @@
 The model trains as one without them that is wrapped alike, and runs fused or says why it does not.
 """
 
-import copy
 import functools
 
 import pytest
