@@ -20,7 +20,7 @@ from se_fused.surgery.comparison import (
     on_trial,
     random_copy,
 )
-from se_fused.surgery.guard import Guard
+from se_fused.surgery.reads import Outside
 from se_fused.surgery.report import Left
 
 _SIZES = {
@@ -32,7 +32,7 @@ _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 def compare(
-    block: nn.Module, guard: Guard, way: tuple[str, ...], function: Callable, seen: list[dict]
+    block: nn.Module, way: tuple[str, ...], function: Callable, seen: list[dict]
 ):
     """Raises Left where the fused function is not the block's forward: in results, gradients,
     buffers and random numbers drawn, in training at two sizes and in eval mode.
@@ -40,7 +40,7 @@ def compare(
     seen: arguments that the block was called with, of whose shapes examples are made; else they
     are made from its layers.
     """
-    numbers = generator()
+    numbers, outside = generator(), Outside(block)
     try:
         library = random_copy(block, numbers)
         dims = _dims_of(library)
@@ -54,7 +54,7 @@ def compare(
     except Exception as error:  # whatever a library's code raises
         raise Left(f"its block could not be tried: {first_line(error)}") from error
     finally:
-        changed = guard.put_back()
+        changed = outside.put_back()
     if changed is not None:
         raise Left(f"its block's forward changes {changed}")
 
@@ -68,7 +68,7 @@ def _compare(library, fused, function, examples: list[dict]):
     as_module = _Called(fused, call)
     for index, given in enumerate(examples):
         for training in (True, False)[: 2 - index]:
-            before = attributes_of(library)
+            before = attributes_of(library, tensors=False)
             expected = Step.of(library.train(training), (), given, states)
             changed = changed_attribute(library, before)
             if changed is not None:

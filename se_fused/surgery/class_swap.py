@@ -53,11 +53,11 @@ def kind_of(cls: type) -> type[ClassSwapped] | None:
 
 
 def with_source_of(plain: Callable, run: Callable) -> Callable:
-    """A forward that calls ``run(self, plain, args, kwargs)``, with the signature, the source and
+    """A forward that calls ``run(self, args, kwargs)``, with the signature, the source and
     the global names of ``plain``: torch.jit.script compiles the library's own forward."""
 
     def forward(self, *args, **kwargs):
-        return run(self, plain, args, kwargs)
+        return run(self, args, kwargs)
 
     names = getattr(plain, "__globals__", globals())
     return wraps(plain)(

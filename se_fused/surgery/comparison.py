@@ -79,19 +79,23 @@ class RandomStates(NamedTuple):
             numpy.random.set_state((kind, numpy.frombuffer(keys, numpy.uint32), *rest))
 
 
-def attributes_of(module: nn.Module) -> dict[tuple[str, str], object]:
-    """The attributes of all modules in a module; of containers what is in them."""
+def attributes_of(module: nn.Module, tensors: bool = True) -> dict[tuple[str, str], object]:
+    """The attributes of all modules in a module; of containers what is in them.
+
+    tensors: with the parameters and buffers, which objects they are.
+    """
+    apart = {"training"} if tensors else {"training", "_parameters", "_buffers"}
     return {
         (path, name): _shallow(value)
         for path, inner in module.named_modules()
         for name, value in vars(inner).items()
-        if name not in ("training", "_parameters", "_buffers")
+        if name not in apart
     }
 
 
 def changed_attribute(module: nn.Module, before: dict) -> str | None:
     """The name of an attribute that is another than before."""
-    now = attributes_of(module)
+    now = attributes_of(module, any(name == "_buffers" for _, name in before))
     for path, name in {**before, **now}:
         value, earlier = now.get((path, name)), before.get((path, name))
         if value is not earlier and not _same_items(value, earlier):

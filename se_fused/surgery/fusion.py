@@ -64,7 +64,7 @@ def build(
             shapes = [[tuple(t.shape) for t in given.values()] for given in alike]
             key = guard.signature, names, way, code, description(block), repr(shapes)
             if key not in tried:
-                tried[key] = _reason_against(block, guard, way, function, alike)
+                tried[key] = _reason_against(block, way, function, alike)
             if tried[key] is not None:
                 raise Left(tried[key])
         except Left as reason:

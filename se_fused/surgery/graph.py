@@ -16,6 +16,7 @@ from se_fused.surgery.comparison import (
     changed_attribute,
     first_line,
 )
+from se_fused.surgery.reads import Outside
 from se_fused.surgery.report import Left
 
 _DEVICES = ("cpu", "cuda")
@@ -36,16 +37,21 @@ def trace(block: nn.Module, opened: Iterable[nn.Module], given: tuple[str, ...])
     Modules in it are nodes, but for the ``opened`` ones, whose own forward is a part of the graph.
     given: the arguments that it is called with; the others are left out.
     """
-    attributes, states = attributes_of(block), RandomStates.now()
+    attributes, states, outside = attributes_of(block), RandomStates.now(), Outside(block)
     try:
-        graphs = [_trace(block, set(opened), given, training) for training in (True, False)]
-        if changed_attribute(block, attributes) is not None:
-            raise Left("its block's forward sets attributes or makes tensors of its own")
+        graphs = []
+        for training in (True, False):
+            graphs.append(_trace(block, set(opened), given, training))
+            if changed_attribute(block, attributes) is not None:
+                raise Left("its block's forward sets attributes or makes tensors of its own")
         if RandomStates.now() != states:
             raise Left("its block's forward draws random numbers")
     finally:
+        changed = outside.put_back()
         if RandomStates.now() != states:
             states.restore()
+    if changed is not None:
+        raise Left(f"its block's forward changes {changed}")
     first, second = (graph.python_code("self").src for graph in graphs)
     if first != second:
         raise Left("its block's forward is another in training than in eval mode")

@@ -31,13 +31,13 @@ class Entry(NamedTuple):
     parent: int  # the entry that it is a child of
     name: str
     classes: tuple[type, ...]
-    is_called: bool  # nothing else of it matters: its call is part of what runs
-    attributes: int  # how many it has
-    reads: Reads | None
-    names: tuple[str, ...]  # of plain attributes that its forward reads
-    values: tuple
-    get: itemgetter | None
-    children: tuple[str, ...] | None  # None: whatever there is
+    is_called: bool = False  # nothing else of it matters: its call is part of what runs
+    attributes: int = 0  # how many it has
+    get: itemgetter | None = None
+    values: tuple = ()  # of plain attributes that its forward reads
+    children: tuple[str, ...] | None = None  # None: whatever there is
+    names: tuple[str, ...] = ()  # of these attributes
+    reads: Reads | None = None
 
 
 class Guard:
@@ -46,6 +46,9 @@ class Guard:
     def __init__(self, entries: Iterable[Entry], values: Iterable[tuple[dict, str, object]]):
         self.root, *self.entries = entries
         self.values = tuple(values)
+        watched = [e.classes[0] for e in (self.root, *self.entries) if not e.is_called]
+        self.forwards = tuple((cls, cls.forward) for cls in dict.fromkeys(watched))
+        self.checks = tuple((entry, *entry[1:9]) for entry in self.entries)
 
     def difference(self, root: nn.Module) -> str | None:
         """What has changed, if anything."""
@@ -68,12 +71,12 @@ class Guard:
         if tuple(own["_modules"]) != entry.children:
             return "its children are others"
         modules = [root]
-        for entry in self.entries:
-            module = modules[entry.parent]._modules.get(entry.name)
-            if type(module) not in entry.classes:
+        for entry, parent, name, classes, is_called, count, get, values, children in self.checks:
+            module = modules[parent]._modules.get(name)
+            if type(module) not in classes:
                 return _changed_class(entry, module)
             modules.append(module)
-            if entry.is_called:
+            if is_called:
                 continue
             own = module.__dict__
             if (
@@ -83,12 +86,16 @@ class Guard:
                 or own["_backward_pre_hooks"]
             ):
                 return f"{entry.path} has hooks"
-            if len(own) != entry.attributes and self._new_attribute(entry, own):
+            if len(own) != count and self._new_attribute(entry, own):
                 return self._new_attribute(entry, own)
-            if entry.get is not None and entry.get(own) != entry.values:
+            if get is not None and get(own) != values:
                 return _changed_value(entry, own)
-            if entry.children is not None and tuple(own["_modules"]) != entry.children:
-                return f"the children of {entry.path} are others"
+            if children is not None and (children or own["_modules"]):
+                if tuple(own["_modules"]) != children:
+                    return f"the children of {entry.path} are others"
+        for cls, forward in self.forwards:
+            if cls.forward is not forward:
+                return f"the forward of {path_of(cls)} is another"
         for namespace, name, value in self.values:
             if name not in namespace or namespace[name] != value:
                 return f"{name} is {_short(namespace.get(name))} now, and was {_short(value)}"
@@ -131,17 +138,6 @@ class Guard:
         entries = [e._replace(reads=None, get=None) for e in (self.root, *self.entries)]
         return repr((entries, [(name, value) for _, name, value in self.values]))
 
-    def put_back(self) -> str | None:
-        """After a trial: containers that it has changed, as they were; the name of one."""
-        changed = None
-        for namespace, name, value in self.values:
-            now = namespace.get(name)
-            if isinstance(now, (list, dict, set)) and now != value:
-                changed = name
-                now.clear()
-                now.extend(value) if isinstance(now, list) else now.update(value)
-        return changed
-
     def __deepcopy__(self, memo) -> "Guard":
         return self
 
@@ -166,7 +162,7 @@ def write_down(
         if path and parent not in numbers:
             continue  # inside of what is only called
         if path in called:
-            entries.append(Entry(path, numbers[parent], name, called[path], True, *[None] * 6))
+            entries.append(Entry(path, numbers[parent], name, called[path], is_called=True))
             continue
         numbers[path] = len(entries)
         reads = reads_of(type(module))
@@ -187,13 +183,12 @@ def write_down(
             parent=numbers.get(parent, 0),
             name=name,
             classes=norms.get(path, (type(module),)),
-            is_called=False,
             attributes=len(own) if path else len(own.keys() - _OURS) + 1,
             reads=None if path in norms else reads,
             names=names,
             values=copy.deepcopy(get(own)) if names else (),
             get=get,
-            children=tuple(own["_modules"]),
+            children=None if path in norms else tuple(own["_modules"]),
         )
         entries.append(entry)
         for namespace, each in reads.values:

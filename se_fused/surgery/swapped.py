@@ -11,7 +11,17 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from se_fused.layers import Slots, dims_taken, is_plain, layers_of, names_of, plain_weights
+from se_fused.layers import (
+    Layers,
+    Slots,
+    Specification,
+    dims_taken,
+    is_plain,
+    layers_of,
+    names_of,
+    plain_weights,
+    specification,
+)
 from se_fused.module import Form, FusedSE, compute, described, traced
 from se_fused.surgery.class_swap import ClassSwapped, library_of, made_class, with_source_of
 from se_fused.surgery.comparison import example
@@ -29,8 +39,8 @@ class SwappedSE(ClassSwapped, FusedSE):
     beside: tuple[str, ...] = ()  # children that the fused forward calls, beside the slots'
 
     @staticmethod
-    def fused(module: nn.Module, form: Form, x: Tensor) -> Tensor:
-        return compute(module, x, form)
+    def fused(module: nn.Module, form: Form, found: Specification | None, x: Tensor) -> Tensor:
+        return compute(module, x, form, found)
 
     @staticmethod
     def example_map(module: nn.Module, slots: Slots, size: tuple, numbers) -> Tensor:
@@ -47,29 +57,33 @@ class SwappedSE(ClassSwapped, FusedSE):
         return (kwargs[first],) if not args and [*kwargs] == [first] else None
 
     @staticmethod
-    def takes(form: Form, x: Tensor, dims: int) -> bool:
+    def takes(form: Form, x: Tensor) -> bool:
         """Whether a map has the shape that the layers take."""
-        return x.shape[1] == form.channels and dims in (2, x.dim())
+        return x.shape[1] == form.channels and (form.dims == 2 or form.dims == x.dim())
 
     @classmethod
     def members(cls, library: type[nn.Module]) -> dict:
         first = _first_parameter(library)
 
-        def run(module, plain, args, kwargs):
+        def run(module, args, kwargs):
             arguments = cls.bound(first, args, kwargs)
             if arguments is None:
-                return plain(module, *args, **kwargs)
+                return library.forward(module, *args, **kwargs)
             x = arguments[0]
             if isinstance(x, torch.fx.Proxy):
                 return traced(module, *args, **kwargs)
             form = module.__se_fused__
             if form is None:
-                return plain(module, *args, **kwargs)
-            reason = form.guard.difference(module) or _unfit(cls, module, form, x)
+                return library.forward(module, *args, **kwargs)
+            reason = form.guard.difference(module) or _unfit(cls, form, x)
             if reason is None:
-                return cls.fused(module, form, *arguments)
+                layers = layers_of(module, form.slots)
+                found = None if form.names is None else specification(layers, form.names, x)
+                if found is not None or (form.names is None and _are_plain(layers, x)):
+                    return cls.fused(module, form, found, *arguments)
+                reason = "its weights are no plain tensors of x's dtype and on its device"
             say_once(module, reason)
-            return plain(module, *args, **kwargs)
+            return library.forward(module, *args, **kwargs)
 
         def restore(module, state):
             library.__setstate__(module, state)
@@ -115,19 +129,20 @@ def _first_parameter(library: type[nn.Module]) -> str:
     return parameters[1] if len(parameters) > 1 else ""
 
 
-def _unfit(kind: type[SwappedSE], module: nn.Module, form: Form, x) -> str | None:
-    """Why a map or the weights beside it are left to the library's forward."""
+def _unfit(kind: type[SwappedSE], form: Form, x) -> str | None:
+    """Why a map is left to the library's forward."""
     if not is_plain(x):
         return f"it was called with a {type(x).__name__}"
     if x.dtype not in _DTYPES or not 2 <= x.dim() <= 5:
         return f"it was called with {x.dtype}, {x.dim()} dims"
-    layers = layers_of(module, form.slots)
-    for layer in (layers.fc1, layers.fc2):
-        if layer is not None and plain_weights(layer, x) is None:
-            return "its weights are no plain tensors beside x, of x's dtype and on its device"
-    if not torch.jit.is_tracing() and not kind.takes(form, x, dims_taken(layers.fc1)):
+    if not torch.jit.is_tracing() and not kind.takes(form, x):
         return f"it was called with a map of shape {tuple(x.shape)}"
     return None
+
+
+def _are_plain(layers: Layers, x: Tensor) -> bool:
+    weighted = [layer for layer in (layers.fc1, layers.fc2) if layer is not None]
+    return all([plain_weights(layer, x) is not None for layer in weighted])
 
 
 class SwappedChannelsLast(SwappedSE):
@@ -136,15 +151,15 @@ class SwappedChannelsLast(SwappedSE):
     is_se_alone = False
 
     @staticmethod
-    def fused(module, form, x):
-        return compute(module, x.movedim(-1, 1), form).movedim(1, -1)
+    def fused(module, form, found, x):
+        return compute(module, x.movedim(-1, 1), form, found).movedim(1, -1)
 
     @staticmethod
     def example_map(module, slots, size, numbers):
         return SwappedSE.example_map(module, slots, size, numbers).movedim(1, -1).contiguous()
 
     @staticmethod
-    def takes(form, x, dims):
+    def takes(form, x):
         return x.shape[-1] == form.channels
 
 
@@ -155,8 +170,8 @@ class SwappedSCSE(SwappedSE):
     beside = ("sSE",)
 
     @staticmethod
-    def fused(module, form, x):
-        return compute(module, x, form) + x * module.sSE(x)
+    def fused(module, form, found, x):
+        return compute(module, x, form, found) + x * module.sSE(x)
 
 
 def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
@@ -173,6 +188,7 @@ def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
         write_down(module, called),
         names_of(layers),
         layers.fc1.weight.shape[1],
+        dims_taken(layers.fc1),
     )
 
 

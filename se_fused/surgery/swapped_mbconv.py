@@ -20,7 +20,7 @@ class SwappedMBConv(SwappedSE):
     beside = (*_LAYERS, *(f"{name}_padding" for name in _LAYERS))
 
     @staticmethod
-    def fused(module: nn.Module, form: Form, inputs: Tensor, drop_connect_rate=None) -> Tensor:
+    def fused(module: nn.Module, form: Form, found, inputs, drop_connect_rate=None) -> Tensor:
         layers = module._modules
 
         def convolved(name: str, x: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class SwappedMBConv(SwappedSE):
         if isinstance(layers.get("_expand_conv"), _CONVOLUTIONS):
             x = module._swish(module._bn0(convolved("_expand_conv", x)))
         x = module._swish(module._bn1(convolved("_depthwise_conv", x)))
-        x = compute(module, x, form)
+        x = compute(module, x, form, found)
         x = module._bn2(convolved("_project_conv", x))
         if _has_skip(module):
             rate = getattr(module, "drop_connect_rate", drop_connect_rate)
@@ -51,8 +51,8 @@ class SwappedMBConv(SwappedSE):
         return SwappedSE.bound(first, args, kwargs)
 
     @staticmethod
-    def takes(form, x, dims):
-        return x.dim() == dims
+    def takes(form, x):
+        return x.dim() == form.dims
 
     @staticmethod
     def example_map(module: nn.Module, slots: Slots, size: tuple, numbers) -> Tensor:

@@ -18,6 +18,7 @@ from se_fused.surgery.comparison import (
     on_trial,
     random_copy,
 )
+from se_fused.surgery.reads import Outside
 from se_fused.surgery.report import Left
 from se_fused.surgery.swapped import SwappedSE, form_of, swap
 
@@ -48,7 +49,7 @@ def examine(
 
 
 def _difference(module: nn.Module, kind: type[SwappedSE], form: Form) -> str | None:
-    changed = None
+    changed, outside = None, Outside(module)
     try:
         with on_trial():
             _compare(module, kind, form)
@@ -57,7 +58,7 @@ def _difference(module: nn.Module, kind: type[SwappedSE], form: Form) -> str | N
     except Exception as error:  # whatever a library's code raises
         return f"it could not be tried: {first_line(error)}"
     finally:
-        changed = form.guard.put_back()
+        changed = outside.put_back()
     return changed and f"its forward changes {changed}"
 
 
@@ -73,6 +74,11 @@ def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:
     for name, child in module.named_children():
         if name not in used and name not in kind.beside and child.state_dict():
             return f"its layer {name} is none of SE's"
+    norm = layers_of(module, slots).norm
+    of_norm = {id(buffer) for buffer in norm.buffers()} if isinstance(norm, nn.Module) else set()
+    for name, buffer in module.named_buffers():
+        if id(buffer) not in of_norm and not name.startswith(tuple(f"{b}." for b in kind.beside)):
+            return f"its buffer {name} may change what it computes"
     for tensor in module.parameters():
         if not is_plain(tensor):
             return f"it has a {type(tensor).__name__} among its parameters"
@@ -117,7 +123,7 @@ def _squeezed(original: nn.Module, form: Form, x: Tensor) -> int | None:
 
 
 def _compare_once(original, fused, form: Form, x: Tensor, states: RandomStates):
-    before = attributes_of(original)
+    before = attributes_of(original, tensors=False)
     expected = Step.of(original, (x,), {}, states)
     result = expected.values[0]
     if result != "Tensor":
