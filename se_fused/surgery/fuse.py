@@ -11,6 +11,7 @@ from se_fused.module import FusedSE
 from se_fused.surgery.blocks import FusedBlock, fuse_block, unfuse_block
 from se_fused.surgery.calls import Signature
 from se_fused.surgery.class_swap import library_of
+from se_fused.surgery.comparison import first_line
 from se_fused.surgery.graph import containers, sharing_copy, trace
 from se_fused.surgery.pattern import Match, Outside, check_se, find
 from se_fused.surgery.report import Entry, Fused, Left, Report, path_of
@@ -182,6 +183,8 @@ def _traced(block: nn.Module) -> list[_Traced] | Left:
                 reason = reason or left
     except Left as left:
         reason = left
+    except Exception as error:  # whatever a library's classes raise
+        reason = Left(f"its block could not be looked at: {first_line(error)}")
     return found or reason
 
 

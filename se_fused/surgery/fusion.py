@@ -13,7 +13,7 @@ from se_fused.layers import has_hooks
 from se_fused.norm import batch_norm_se, synchronised_or_not
 from se_fused.surgery.block_trial import compare
 from se_fused.surgery.calls import Calls, Signature
-from se_fused.surgery.comparison import description
+from se_fused.surgery.comparison import description, first_line
 from se_fused.surgery.graph import containers, sharing_copy, trace
 from se_fused.surgery.guard import Guard, write_down
 from se_fused.surgery.pattern import Match, check_se, find
@@ -69,6 +69,9 @@ def build(
                 raise Left(tried[key])
         except Left as reason:
             reasons.append(reason)
+            continue
+        except Exception as error:  # whatever a library's classes raise
+            reasons.append(Left(f"its block could not be looked at: {first_line(error)}"))
             continue
         fusion.covers = fusion.covers or {match.se: match.covers for match in matches}
         functions[way] = guard, function
