@@ -103,25 +103,25 @@ class FusedBatchNormSE(nn.Module):
             )
         if isinstance(x, torch.fx.Proxy):
             return traced(self, x) if residual is None else traced(self, x, residual)
-        return batch_norm_se(self.bn, self.act, self.se, x, residual, self.post_act)
+        return batch_norm_se(self.bn, self.act, self.se, x, residual, self.post_act)[0]
 
     def extra_repr(self) -> str:
         return f"add={self.add}"
 
 
-def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
+def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> tuple[Tensor, bool]:
     """``post_act(se(act(bn(x))) + residual)`` of modules that a model has: fused where they allow
-    it at this call, else one after another.
+    it at this call, else one after another; and whether it was fused.
 
     Where bn is timm's BatchNormAct2d or SyncBatchNormAct, act is the one inside it.
     """
     found = block_specification(bn, act, se, x, residual, post_act)
     if found is None:
-        return _one_by_one(bn, act, se, x, residual, post_act)
+        return _one_by_one(bn, act, se, x, residual, post_act), False
     w1, b1, w2, b2, inner_act, gate = found
     is_tracking = bn.training and bn.track_running_stats
     has_running = bn.running_mean is not None and (is_tracking or not bn.training)
-    return tail.batch_norm_squeeze_excite(
+    y = tail.batch_norm_squeeze_excite(
         x,
         bn.running_mean if has_running else None,
         bn.running_var if has_running else None,
@@ -142,6 +142,7 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
         process_group=_process_group(bn),
         on_gate=se.__on_gate__,
     )
+    return y, True
 
 
 def block_specification(bn, act, se, x, residual, post_act) -> Specification | None:

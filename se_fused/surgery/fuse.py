@@ -95,7 +95,7 @@ class _Search:
                 continue
             if module.__fusion__ is None:
                 continue
-            if module.__fusion__.difference(module) is not None:
+            if _is_outdated(module):
                 unfuse_block(module)
             else:
                 self.fused |= {_join(name, inner) for inner in module.__fusion__.names}
@@ -169,6 +169,18 @@ class _Search:
                 if name in self.reasons
             ],
         )
+
+
+def _is_outdated(block: FusedBlock) -> bool:
+    """Whether a fused block is not any more what it was when it was fused."""
+    if block.__fusion__.difference(block) is not None:
+        return True
+    try:
+        for name in block.__fusion__.names:
+            check_se(block.get_submodule(name))
+    except Left:
+        return True
+    return False
 
 
 def _traced(block: nn.Module) -> list[_Traced] | Left:

@@ -15,7 +15,7 @@ from se_fused.surgery.block_trial import compare
 from se_fused.surgery.calls import Calls, Signature
 from se_fused.surgery.comparison import description, first_line
 from se_fused.surgery.graph import containers, sharing_copy, trace
-from se_fused.surgery.guard import Guard, write_down
+from se_fused.surgery.guard import Guard, say_once, write_down
 from se_fused.surgery.pattern import Match, check_se, find
 from se_fused.surgery.report import Left
 
@@ -155,6 +155,15 @@ def _guard(block: nn.Module, opened: list[str], matches: list[Match]) -> Guard:
     return write_down(block, called, norms)
 
 
+def fused_end(bn, act, se, x, residual, post_act) -> Tensor:
+    """``batch_norm_se``; says so once where it runs its layers one after another."""
+    y, is_fused = batch_norm_se(bn, act, se, x, residual, post_act)
+    if not is_fused and se.__se_fused__.intact(se):
+        reason = "its layers or the map are others than fused operators take"
+        say_once(se, reason, "runs apart from the layers around it")
+    return y
+
+
 def _rewrite(graph: Graph, match: Match):
     """Puts one call of ``batch_norm_se`` in the place of the calls of a match."""
 
@@ -170,7 +179,7 @@ def _rewrite(graph: Graph, match: Match):
     last = match.nodes[-1]
     with graph.inserting_before(last):
         bn, act, se, post = map(node_of, (match.bn, match.act, match.se, match.post))
-        y = graph.call_function(batch_norm_se, (bn, act, se, match.x, match.residual, post))
+        y = graph.call_function(fused_end, (bn, act, se, match.x, match.residual, post))
         if match.in_place:  # x += residual keeps the dtype of x
             y = graph.call_method("type_as", (y, match.x))
     last.replace_all_uses_with(y)

@@ -226,18 +226,17 @@ def _short(value) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
-def say_once(module: nn.Module, reason: str):
-    """A warning, once for a reason, that a module runs its library's forward."""
+def say_once(module: nn.Module, reason: str, what: str = "runs its library's forward, unfused"):
+    """A warning, once for a reason, of what a module does instead of what it was swapped for."""
     if torch.compiler.is_compiling():
-        _warn(type(module).__name__, reason)
+        _warn(type(module).__name__, what, reason)
     elif module.__dict__.get("__said__") != reason:
         module.__dict__["__said__"] = reason
-        _warn(type(module).__name__, reason)
+        _warn(type(module).__name__, what, reason)
 
 
-def _warn(name: str, reason: str):
-    text = f"{name} runs its library's forward, unfused: {reason}"
-    warnings.warn(text, UserWarning, stacklevel=2)
+def _warn(name: str, what: str, reason: str):
+    warnings.warn(f"{name} {what}: {reason}", UserWarning, stacklevel=2)
 
 
 # torch.compiler.assume_constant_result, without its import of torch._dynamo: said while it traces.

@@ -432,3 +432,16 @@ def test_example_inputs():
     with pytest.raises(IndexError):
         fuse(module, example_inputs=torch.randn(2, 3))
     assert fuse(Patches()).replaced, "the block inside of it takes a map"
+
+
+def test_se_that_is_hooked_in_a_fused_block():
+    module = block(Residual.forward)
+    fuse(module)
+    seen = []
+    module.se.fc1.register_forward_hook(lambda *arguments: seen.append(1))
+    with pytest.warns(UserWarning, match="FusedSE runs apart from the layers around it"):
+        module(x)
+    module(x)
+    assert len(seen) == 2
+    report = fuse(module)
+    assert [entry.reason for entry in report.left] == ["it does not run as one operator"]
