@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import threading
 from collections.abc import Iterable
 
 import torch
@@ -20,6 +21,7 @@ from se_fused.surgery.reads import Outside
 from se_fused.surgery.report import Left
 
 _DEVICES = ("cpu", "cuda")
+_tracing = threading.Lock()  # torch.fx patches nn.Module while it traces
 
 
 def sharing_copy(block: nn.Module) -> nn.Module:
@@ -83,7 +85,7 @@ class _Tracer(Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, opened: set[nn.Module], given: tuple[str, ...]):
-        super().__init__()
+        super().__init__(autowrap_modules=())  # else it patches math while it traces
         self.opened, self.given = opened, given
         self.context = _context()
 
@@ -114,7 +116,8 @@ def _trace(block: nn.Module, opened: set, given: tuple[str, ...], training: bool
         vars(module)["training"] = training
     try:
         _switch(training, training, training)
-        return _Tracer(opened, given).trace(block)
+        with _tracing:
+            return _Tracer(opened, given).trace(block)
     except Left:
         raise
     except Exception as error:  # whatever a library's forward raises
