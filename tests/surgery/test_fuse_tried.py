@@ -14,43 +14,12 @@ import torch.nn.functional as F
 from residual_blocks import C, assert_same, recorded_calls
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from tried_blocks import END, SE, Residual, block, feature_map, step
 
 from se_fused import FusedSE, fuse
 
-END, SE = "BatchNorm + SE + add + relu", "BatchNorm + SE"
-MAPS, SWITCHES = [], {"skip": True}
+MAPS = []
 chance = np.random.default_rng(0)
-
-
-class Switch:
-    on = True
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn, self.se = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C), FusedSE(C)
-
-    def branch(self, x):
-        return self.se(self.bn(self.conv(x)))
-
-    def forward(self, x):
-        return F.relu(self.branch(x) + x)
-
-
-def block(forward, **attributes):
-    """A block with another forward, and with attributes of its own."""
-    made = type("Other", (Residual,), {"forward": forward})().double()
-    for name, value in attributes.items():
-        if isinstance(value, torch.Tensor):
-            made.register_buffer(name, value)
-        else:
-            setattr(made, name, value)
-    return made
-
-
-def feature_map(batch=2, **options):
-    return torch.randn(batch, C, 6, 5, dtype=torch.float64, **options)
 
 
 def _masked(self, x, mask=None):
@@ -121,28 +90,10 @@ def test_each_way_to_call(monkeypatch, forward, covers, ways):
             calls.clear()
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
-                found = _step(fused.train(training), args, kwargs)
+                found = step(fused.train(training), args, kwargs)
             assert bool(calls) == is_fused
             assert not (said and is_fused)
-            assert_same(found, _step(library.train(training), args, kwargs))
-
-
-def _step(module, args, kwargs):
-    """The results, the gradients of what it was given and of its parameters, and its buffers."""
-    leaves = []
-
-    def leaf(value):
-        if not isinstance(value, torch.Tensor):
-            return value
-        leaves.append(value.clone().requires_grad_())
-        return leaves[-1] * 1
-
-    args, kwargs = [leaf(v) for v in args], {name: leaf(v) for name, v in kwargs.items()}
-    y = module(*args, **kwargs)
-    y = y[0] if isinstance(y, tuple) else y
-    wanted = [*leaves, *module.parameters()]
-    gradients = torch.autograd.grad(y.square().sum(), wanted, allow_unused=True)
-    return [y.detach(), *gradients, *(b.clone() for b in module.buffers())]
+            assert_same(found, step(library.train(training), args, kwargs))
 
 
 def test_call_that_is_not_fused_says_so_once():
@@ -269,7 +220,7 @@ LEFT = {
         lambda: block(_asks_for_gradients_of_x), "its block's forward cannot be traced"
     ),
     "size": (lambda: block(_asks_for_the_size), "its block's forward cannot be traced"),
-    "global-set": (lambda: block(_sets_a_global), "the forward of a test_fuse_tried.Other sets"),
+    "global-set": (lambda: block(_sets_a_global), "the forward of a tried_blocks.Other sets"),
     "any-arguments": (
         lambda: block(_any_arguments), "its block's forward takes any number of arguments"
     ),
@@ -291,7 +242,7 @@ def test_buffer_that_the_forward_updates():
     library = block(_updates_a_buffer, mean=torch.zeros(C, dtype=torch.float64))
     fused = copy.deepcopy(library)
     assert [entry.covers for entry in fuse(fused).replaced] == [SE]
-    assert_same(_step(fused, (x,), {}), _step(library, (x,), {}))
+    assert_same(step(fused, (x,), {}), step(library, (x,), {}))
     assert fused.mean.abs().max() > 0
 
 
@@ -300,99 +251,9 @@ def test_layers_that_draw_draw_the_same():
     fused = copy.deepcopy(library)
     assert [entry.covers for entry in fuse(fused).replaced] == [SE]
     torch.manual_seed(5)
-    found = _step(fused, (x,), {})
+    found = step(fused, (x,), {})
     torch.manual_seed(5)
-    assert_same(found, _step(library, (x,), {}))
-
-
-# What the forward reads, changed after the fusion: its own runs, and says so.
-
-
-def _scaled(self, x):
-    return F.relu(self.branch(x) * self.scale + x) if self.options["skip"][0] else self.branch(x)
-
-
-def _switched_outside(self, x):
-    return F.relu(self.branch(x) + x) if SWITCHES["skip"] and Switch.on else self.branch(x)
-
-
-def _without_the_norm(self, x):
-    y = self.conv(x)
-    return F.relu(self.se(self.bn(y) if self.bn is not None else y) + x)
-
-
-def _scaled_block():
-    return block(_scaled, scale=2.0, options={"skip": [True]})
-
-
-CHANGES = {
-    "attribute": (_scaled_block, lambda m: setattr(m, "scale", 3.0), "scale is 3.0 now"),
-    "inside-of-an-attribute": (
-        _scaled_block, lambda m: m.options["skip"].__setitem__(0, False), "options is"
-    ),
-    "child-set-to-none": (
-        lambda: block(_without_the_norm), lambda m: setattr(m, "bn", None), "bn is None now"
-    ),
-    "method-of-its-own": (
-        lambda: block(Residual.forward), lambda m: setattr(m, "branch", m.conv.forward),
-        "branch has been set",
-    ),
-    "class-s-forward": (
-        lambda: block(Residual.forward),
-        lambda m: setattr(type(m).__made_of__[1] if hasattr(m, "__fusion__") else type(m),
-                          "forward", lambda self, x: x * 2),
-        "the forward of test_fuse_tried.Other is another",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("make, change, word", CHANGES.values(), ids=CHANGES)
-def test_changed_later(make, change, word):
-    module = make()
-    library = copy.deepcopy(module)
-    assert fuse(module).replaced
-    change(library)
-    change(module)
-    with pytest.warns(UserWarning, match=word) as said:
-        assert_same(_step(module, (x,), {}), _step(library, (x,), {}))
-        module(x)
-    assert len(said) == 1
-
-
-OUTSIDE = {"global": (SWITCHES, "skip"), "class": (vars(Switch), "on")}
-
-
-@pytest.mark.parametrize("where", ["dict", "class"])
-def test_changed_outside(monkeypatch, where):
-    library = block(_switched_outside)
-    module = copy.deepcopy(library)
-    assert fuse(module).replaced
-    if where == "dict":
-        monkeypatch.setitem(SWITCHES, "skip", False)
-    else:
-        monkeypatch.setattr(Switch, "on", False)
-    with pytest.warns(UserWarning, match="library's forward, unfused"):
-        assert_same(_step(module, (x,), {}), _step(library, (x,), {}))
-
-
-def test_fused_again_after_a_change():
-    module = _scaled_block()
-    library = copy.deepcopy(module)
-    fuse(module)
-    module.scale = library.scale = 3.0
-    report = fuse(module)
-    assert len(report.replaced) == 1 and not report.left
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_same(_step(module, (x,), {}), _step(library, (x,), {}))
-
-
-def test_what_broke_a_fusion_is_why_it_is_left():
-    module = block(Residual.forward)
-    fuse(module)
-    module.bn.register_forward_hook(lambda *arguments: None)
-    report = fuse(module)
-    assert [entry.reason for entry in report.left] == ["bn has hooks"]
+    assert_same(found, step(library, (x,), {}))
 
 
 # Inputs that cannot be made from the layers
@@ -428,20 +289,7 @@ def test_example_inputs():
     for inputs in (tokens, (tokens,)):
         library, fused = copy.deepcopy(module), copy.deepcopy(module)
         assert [entry.covers for entry in fuse(fused, example_inputs=inputs).replaced] == [END]
-        assert_same(_step(fused, (tokens,), {}), _step(library, (tokens,), {}))
+        assert_same(step(fused, (tokens,), {}), step(library, (tokens,), {}))
     with pytest.raises(IndexError):
         fuse(module, example_inputs=torch.randn(2, 3))
     assert fuse(Patches()).replaced, "the block inside of it takes a map"
-
-
-def test_se_that_is_hooked_in_a_fused_block():
-    module = block(Residual.forward)
-    fuse(module)
-    seen = []
-    module.se.fc1.register_forward_hook(lambda *arguments: seen.append(1))
-    with pytest.warns(UserWarning, match="FusedSE runs apart from the layers around it"):
-        module(x)
-    module(x)
-    assert len(seen) == 2
-    report = fuse(module)
-    assert [entry.reason for entry in report.left] == ["it does not run as one operator"]
