@@ -182,6 +182,6 @@ def _has_layers(module: nn.Module, slots: Slots) -> bool:
         for slot in slots:
             if isinstance(slot, str):
                 attrgetter(slot)(module)
-    except AttributeError:
+    except Exception:  # whatever a library's property raises
         return False
     return True

@@ -2,10 +2,12 @@
 
 import copy
 
+import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from se_fused.layers import Slots, is_plain, layers_of
+from se_fused.layers import Slots, has_global_hooks, is_plain, layers_of
 from se_fused.module import Form
 from se_fused.surgery.comparison import (
     RandomStates,
@@ -18,10 +20,12 @@ from se_fused.surgery.comparison import (
     on_trial,
     random_copy,
 )
-from se_fused.surgery.report import Left
+from se_fused.surgery.report import Left, path_of
+from se_fused.surgery.structure import is_script, lazy_layer, named_modules
 from se_fused.surgery.swapped import SwappedSE, form_of, swap
 
 NO_SE = "it squeezes no feature map [N, C, *spatial]"
+_LARGE = 30
 _SIZES = ((3, 5), (4, 3)), ((3, 5, 2), (2, 3, 4)), ((5,), (8,))
 
 
@@ -35,11 +39,17 @@ def examine(
 
     tried: what came of the trials of other modules, to which this one is added.
     """
-    reason = _loss(module, kind, slots)
-    if reason is not None:
-        raise Left(reason)
-    form, tried = form_of(module, kind, slots), {} if tried is None else tried
-    key = kind, type(module), slots, form.guard.signature, description(module)
+    tried = {} if tried is None else tried
+    try:
+        reason = _loss(module, kind, slots)
+        if reason is not None:
+            raise Left(reason)
+        form = form_of(module, kind, slots)
+        key = kind, type(module), slots, form.guard.signature, description(module)
+    except Left:
+        raise
+    except Exception as error:  # whatever a library's code raises
+        raise Left(f"it could not be looked at: {first_line(error)}") from error
     if key not in tried:
         tried[key] = _difference(module, kind, form)
     if tried[key] is not None:
@@ -62,15 +72,31 @@ def _difference(module: nn.Module, kind: type[SwappedSE], form: Form) -> str | N
 
 
 def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:
-    """What a swap would lose."""
-    if any("forward" in vars(m) for m in module.modules()):
+    """What a swap would lose, or why its layers cannot be read."""
+    modules = [m for _, m in named_modules(module)]
+    if has_global_hooks():
+        return "there are global hooks on the forward of all modules"
+    if isinstance(module, torch.fx.GraphModule):
+        return "it is a torch.fx.GraphModule, which writes its forward itself"
+    if any(is_script(m) for m in modules):
+        return "it is compiled by torch.jit"
+    if any("forward" in vars(m) for m in modules):
         return "its forward has been patched"
-    if any(parametrize.is_parametrized(m) for m in module.modules()):
+    if any(parametrize.is_parametrized(m) for m in modules):
         return "it is parametrized"
-    if any(_has_hooks(m) for m in module.modules()):
+    if lazy_layer(module) is not None:
+        return f"its layer {lazy_layer(module)} has no parameters yet"
+    if any(_has_hooks(m) for m in modules):
         return "it has hooks"
+    layers = layers_of(module, slots)
+    for path, layer in ((slots.fc1, layers.fc1), (slots.fc2, layers.fc2)):
+        weight = layer and vars(layer)["_parameters"].get("weight")
+        if path is not None and (weight is None or weight.dim() < 2):
+            return f"its layer {path}, a {path_of(type(layer))}, has no weight that se_fused knows"
     used = {slot.partition(".")[0] for slot in slots if isinstance(slot, str)}
-    for name, child in module.named_children():
+    for name, child in vars(module)["_modules"].items():
+        if child is None:
+            continue
         if name not in used and name not in kind.beside and child.state_dict():
             return f"its layer {name} is none of SE's"
     for tensor in module.parameters():
@@ -88,14 +114,22 @@ def _compare(module: nn.Module, kind: type[SwappedSE], form: Form):
     original = random_copy(module, numbers)
     fused = copy.deepcopy(original)
     swap(fused, kind, form)
+    unlike = form.guard.difference(fused)
+    if unlike is not None:
+        raise Left(f"a copy of it is another: {unlike}")
+    before = attributes_of(original)
     for sizes in _SIZES:
         examples = [kind.example_map(original, form.slots, size, numbers) for size in sizes]
         squeezed = _squeezed(original, form, examples[0])
         if squeezed is None:
             continue
+        changed = changed_attribute(original, before)
+        if changed is not None:
+            raise Left(f"its forward sets {changed}")
         if squeezed != examples[0].shape[0] * form.channels:
             raise Left(NO_SE)
         for x in examples:
+            x[1] *= _LARGE  # beyond the bounds of functions that have some
             for training in (True, False):
                 _compare_once(original.train(training), fused.train(training), form, x, states)
         return
@@ -130,5 +164,7 @@ def _compare_once(original, fused, form: Form, x: Tensor, states: RandomStates):
     if changed is not None:
         raise Left(f"its forward sets {changed}")
     found = Step.of(fused, (x,), {}, states)
+    if "__said__" in vars(fused):
+        raise Left(f"a copy of it runs unfused: {vars(fused)['__said__']}")
     if not found.agrees(expected) or found.drawn != expected.drawn:
         raise Left("it computes something else than SE of its layers")

@@ -187,7 +187,10 @@ LEFT_ALONE = {
         lambda: _copied_with(_detached), "it computes something else than SE of its layers"
     ),
     "two-results": (lambda: _copied_with(_pair), "it returns a tuple, not a tensor"),
-    "another-version": (_later_version, "it squeezes no feature map [N, C, *spatial]"),
+    "another-version": (
+        _later_version,
+        "it takes no map of 3×5: AttributeError: 'SEModule' object has no attribute 'fc2'",
+    ),
     "another-layout": (_with_one_layer, "it has not the layers that se_fused knows of its class"),
 }
 
