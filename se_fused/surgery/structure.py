@@ -26,7 +26,7 @@ MBCONV = Family((), _MBCONV_SLOTS, SwappedMBConv)
 
 
 def named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """As the method, without any code of the modules themselves, nor what is in a ScriptModule."""
+    """As the method, without any code of the modules themselves."""
     seen, stack = set(), [("", root)]
     while stack:
         name, module = stack.pop()
@@ -34,7 +34,7 @@ def named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         seen.add(id(module))
         yield name, module
-        children = reversed([*_own(module, "_modules").items()])
+        children = reversed([*(vars(module).get("_modules") or {}).items()])
         stack += [(f"{name}.{key}".lstrip("."), m) for key, m in children if m is not None]
 
 
@@ -69,7 +69,7 @@ def candidates(module: nn.Module) -> list[Candidate]:
     channels (2C, where maximum and mean are squeezed), or one from C to C."""
     weighted, acts, inside = [], [], None
     for path, layer in named_modules(module):
-        if isinstance(layer, FusedSE):
+        if isinstance(layer, FusedSE) or is_script(layer):
             return []
         if not path or (inside is not None and path.startswith(inside)):
             continue
@@ -80,7 +80,7 @@ def candidates(module: nn.Module) -> list[Candidate]:
             continue
         elif _is_activation(layer):
             acts.append((path, layer))
-        elif _own(layer, "_parameters") or _own(layer, "_buffers") or is_script(layer):
+        elif _own(layer, "_parameters") or _own(layer, "_buffers"):
             return []
         if len(weighted) > 2:
             return []

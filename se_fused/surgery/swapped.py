@@ -101,12 +101,13 @@ def _look_again(module: nn.Module, kind: type[SwappedSE]):
 
     form = module.__se_fused__
     library = library_of(type(module))
-    swapped, module.__class__ = type(module), library
+    swapped = type(module)
+    _change_class(module, library)
     try:
         form = examine(module, kind, form.slots)
     except Left as reason:
         form = form._replace(guard=Never(f"after loading: {reason}"))
-    module.__class__ = swapped
+    _change_class(module, swapped)
     module.__dict__["__se_fused__"] = form
 
 
@@ -178,11 +179,15 @@ def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
 
 def swap(module: nn.Module, kind: type[SwappedSE], form: Form):
     """Fuses the forward of a module, in place."""
-    module.__class__ = made_class(kind, type(module))
+    _change_class(module, made_class(kind, type(module)))
     module.__dict__["__se_fused__"] = form
 
 
+def _change_class(module: nn.Module, cls: type):
+    object.__setattr__(module, "__class__", cls)  # a library's own __setattr__ may refuse
+
+
 def unswap(module: SwappedSE):
-    module.__class__ = library_of(type(module))
+    _change_class(module, library_of(type(module)))
     for name in ("__se_fused__", "__said__"):
         module.__dict__.pop(name, None)

@@ -20,6 +20,7 @@ from se_fused.surgery.comparison import (
     on_trial,
     random_copy,
 )
+from se_fused.surgery.observed_run import by
 from se_fused.surgery.report import Left, path_of
 from se_fused.surgery.structure import is_script, lazy_layer, named_modules
 from se_fused.surgery.swapped import SwappedSE, form_of, swap
@@ -117,11 +118,12 @@ def _compare(module: nn.Module, kind: type[SwappedSE], form: Form):
     unlike = form.guard.difference(fused)
     if unlike is not None:
         raise Left(f"a copy of it is another: {unlike}")
-    before = attributes_of(original)
+    before, errors = attributes_of(original), []
     for sizes in _SIZES:
         examples = [kind.example_map(original, form.slots, size, numbers) for size in sizes]
         squeezed = _squeezed(original, form, examples[0])
-        if squeezed is None:
+        if isinstance(squeezed, str):
+            errors.append(f"it takes no map of {by(sizes[0])}: {squeezed}")
             continue
         changed = changed_attribute(original, before)
         if changed is not None:
@@ -133,18 +135,18 @@ def _compare(module: nn.Module, kind: type[SwappedSE], form: Form):
             for training in (True, False):
                 _compare_once(original.train(training), fused.train(training), form, x, states)
         return
-    raise Left(NO_SE)
+    raise Left(errors[0])
 
 
-def _squeezed(original: nn.Module, form: Form, x: Tensor) -> int | None:
-    """How many numbers the first layer gets; None if the module does not take the map."""
+def _squeezed(original: nn.Module, form: Form, x: Tensor) -> int | str:
+    """How many numbers the first layer gets; an error if the module does not take the map."""
     squeezed = []
     first = layers_of(original, form.slots).fc1
     hook = first.register_forward_pre_hook(lambda _, args: squeezed.append(args[0].numel()))
     try:
         original.eval()(x)
-    except Exception:  # whatever a library's forward raises
-        return None
+    except Exception as error:  # whatever a library's forward raises
+        return first_line(error)
     finally:
         hook.remove()
     return squeezed[-1] if squeezed else 0
