@@ -137,7 +137,7 @@ ODD = {
     "getattr": (Closed, "RuntimeError: no "),
     "repr": (lambda: cadene_with(__repr__=refused), "it could not be looked at: RuntimeError: not"),
     "repr-of-a-copy": (lambda: copy_with(__repr__=refused), None),
-    "deepcopy": (lambda: cadene_with(__deepcopy__=refused), "could not be tried: RuntimeError: not"),
+    "deepcopy": (lambda: cadene_with(__deepcopy__=refused), "it could not be tried: RuntimeError"),
     "state-dict": (lambda: cadene_with(state_dict=refused), True),
     "named-modules": (lambda: cadene_with(named_modules=refused), "RuntimeError: not here"),
     "parameters": (lambda: cadene_with(parameters=refused), "RuntimeError: not here"),
