@@ -56,12 +56,14 @@ class Guard:
         try:
             return self._difference(root)
         except KeyError as error:
-            return f"{error} is gone"
+            return f"{error.args[0]} is gone"
+        except (RuntimeError, ValueError, TypeError) as error:  # of a tensor or array among them
+            return f"an attribute cannot be compared: {error}"
 
     def _difference(self, root: nn.Module) -> str | None:
         own = root.__dict__
         entry = self.root
-        if len(own) != entry.attributes and self._new_attribute(entry, own):
+        if len(own) - ("__said__" in own) != entry.attributes and self._new_attribute(entry, own):
             return self._new_attribute(entry, own)
         if entry.get is not None and entry.get(own) != entry.values:
             return _changed_value(entry, own)

@@ -59,17 +59,17 @@ def examine(
 
 
 def _difference(module: nn.Module, kind: type[SwappedSE], form: Form) -> str | None:
-    changed = None
+    reason = None
     try:
         with on_trial():
             _compare(module, kind, form)
-    except Left as reason:
-        return str(reason)
+    except Left as left:
+        reason = str(left)
     except Exception as error:  # whatever a library's code raises
-        return f"it could not be tried: {first_line(error)}"
+        reason = f"it could not be tried: {first_line(error)}"
     finally:
         changed = form.guard.put_back()
-    return changed and f"its forward changes {changed}"
+    return reason if changed is None else f"its forward changes {changed}"
 
 
 def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:
@@ -115,9 +115,6 @@ def _compare(module: nn.Module, kind: type[SwappedSE], form: Form):
     original = random_copy(module, numbers)
     fused = copy.deepcopy(original)
     swap(fused, kind, form)
-    unlike = form.guard.difference(fused)
-    if unlike is not None:
-        raise Left(f"a copy of it is another: {unlike}")
     before, errors = attributes_of(original), []
     for sizes in _SIZES:
         examples = [kind.example_map(original, form.slots, size, numbers) for size in sizes]
@@ -165,8 +162,11 @@ def _compare_once(original, fused, form: Form, x: Tensor, states: RandomStates):
     changed = changed_attribute(original, before)
     if changed is not None:
         raise Left(f"its forward sets {changed}")
+    unlike = form.guard.difference(fused)
+    if unlike is not None:
+        raise Left(f"its copy would run unfused: {unlike}")
     found = Step.of(fused, (x,), {}, states)
     if "__said__" in vars(fused):
-        raise Left(f"a copy of it runs unfused: {vars(fused)['__said__']}")
+        raise Left(f"its copy runs unfused: {vars(fused)['__said__']}")
     if not found.agrees(expected) or found.drawn != expected.drawn:
         raise Left("it computes something else than SE of its layers")
