@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
+from torch.nn.modules import module as torch_module
 
 from se_fused.differentiation import plain_operators
 
@@ -68,12 +69,19 @@ def randomise(twin: nn.Module, numbers: torch.Generator) -> nn.Module:
 
 @contextmanager
 def on_trial():
-    """PyTorch's own operators, with gradients; random states are put back if something drew."""
+    """PyTorch's own operators, with gradients, without hooks on all modules' forward; random states
+    are put back if something drew."""
     before = RandomStates.now()
+    every = torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks
+    hooks = [[*each.items()] for each in every]
     try:
+        for each in every:
+            each.clear()
         with plain_operators(), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
+        for each, items in zip(every, hooks):
+            each.update(items)
         if RandomStates.now() != before:
             before.restore()
 

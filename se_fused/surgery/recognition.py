@@ -5,7 +5,7 @@ import inspect
 import torch
 from torch import nn
 
-from se_fused.layers import Slots, has_global_hooks
+from se_fused.layers import Slots
 from se_fused.surgery.comparison import (
     bare_copy,
     description,
@@ -63,8 +63,6 @@ def recognised(module: nn.Module, tried: dict) -> Family | None:
 
 def _found(module: nn.Module, candidate: Candidate) -> Slots | str | None:
     """Where SE has its layers, or why a module is left; None for no SE."""
-    if has_global_hooks():  # which would be called
-        return candidate.slots
     if not _takes_one_argument(module):
         return None
     guard, pools = None, _pools(module)

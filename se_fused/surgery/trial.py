@@ -7,7 +7,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from se_fused.layers import Slots, has_global_hooks, is_plain, layers_of
+from se_fused.layers import Slots, has_hooks, is_plain, layers_of
 from se_fused.module import Form
 from se_fused.surgery.comparison import (
     RandomStates,
@@ -75,8 +75,8 @@ def _difference(module: nn.Module, kind: type[SwappedSE], form: Form) -> str | N
 def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:
     """What a swap would lose, or why its layers cannot be read."""
     modules = [m for _, m in named_modules(module)]
-    if has_global_hooks():
-        return "there are global hooks on the forward of all modules"
+    if getattr(type(module), "forward", None) in (None, nn.Module.forward):
+        return "it has no forward, as where torch.fx has traced it: call replace_se before"
     if isinstance(module, torch.fx.GraphModule):
         return "it is a torch.fx.GraphModule, which writes its forward itself"
     if any(is_script(m) for m in modules):
@@ -87,7 +87,7 @@ def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:
         return "it is parametrized"
     if lazy_layer(module) is not None:
         return f"its layer {lazy_layer(module)} has no parameters yet"
-    if any(_has_hooks(m) for m in modules):
+    if any(has_hooks(m) for m in modules):
         return "it has hooks"
     layers = layers_of(module, slots)
     for path, layer in ((slots.fc1, layers.fc1), (slots.fc2, layers.fc2)):
@@ -104,10 +104,6 @@ def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:
         if not is_plain(tensor):
             return f"it has a {type(tensor).__name__} among its parameters"
     return None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any(value for name, value in vars(module).items() if name.endswith("_hooks"))
 
 
 def _compare(module: nn.Module, kind: type[SwappedSE], form: Form):

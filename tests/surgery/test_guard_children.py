@@ -168,9 +168,7 @@ def test_global_hooks(register):
         assert_library_runs(both, x_of(), "global hooks on the forward of all modules")
         assert called.count("Linear") == 8  # two of each, in four calls
         called.clear()
-        report = replace_se(nn.Sequential(Copied()))
-        assert not called, "the trial calls no hooks of others"
-        assert "global hooks" in report.left[0].reason and not report.replaced
+        assert replace_se(nn.Sequential(Copied())).replaced and not called
     finally:
         handle.remove()
     assert_fused(both, x_of())
