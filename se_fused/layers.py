@@ -95,7 +95,7 @@ def plain_weights(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] |
     if "weight" not in own:  # views that FSDP and DataParallel put in their place
         own = layer.__dict__
     weight, bias = own.get("weight"), own.get("bias")
-    if not is_beside(weight, x) or weight.dim() < 2 or not weight.numel():
+    if not is_beside(weight, x) or weight.dim() < 2:  # partitioned ones are empty vectors
         return None
     if bias is not None and not is_beside(bias, x):
         return None

@@ -8,7 +8,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from se_fused import checks, functional, ops
+from se_fused import checks, functional, ops, scripting
 from se_fused.activations import make_module
 from se_fused.layers import (
     Slots,
@@ -133,16 +133,11 @@ class FusedSE(nn.Module):
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, **factory)
         self.gate = make_module(gate_layer, "gate_layer")
 
+    @scripting.scripted_as(scripting.squeeze_excite)
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, torch.fx.Proxy):
             return traced(self, x)
         return compute(self, x, self.__se_fused__)
-
-    def __prepare_scriptable__(self):
-        raise NotImplementedError(
-            f"torch.jit.script cannot compile {self._get_name()}: use torch.export or "
-            "torch.jit.trace, or script the model before replace_se or after restore_se"
-        )
 
     def extra_repr(self) -> str:
         return described(self, self.__se_fused__)

@@ -7,9 +7,8 @@ import torch.distributed as dist
 import torch.fx
 from torch import Tensor, nn
 
-from se_fused import tail
+from se_fused import scripting, tail
 from se_fused.activations import NORM_ACTS, POST_ACTS, function_name, make_module
-from se_fused.followed import call_before, class_before
 from se_fused.layers import Specification, has_global_hooks, is_beside, is_changed, is_plain
 from se_fused.module import FusedSE, specification_of, traced
 
@@ -94,6 +93,7 @@ class FusedBatchNormSE(nn.Module):
         self.post_act = make_module("identity" if post_act is None else post_act, "post_act")
         self.add = add
 
+    @scripting.scripted_as(scripting.batch_norm_squeeze_excite)
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if (residual is not None) != self.add:
             raise TypeError(
@@ -109,15 +109,17 @@ class FusedBatchNormSE(nn.Module):
         return f"add={self.add}"
 
 
-def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
+def batch_norm_se(bn, act, se, x, residual=None, post_act=None, unfused=None) -> Tensor:
     """``post_act(se(act(bn(x))) + residual)`` of modules that a model has: fused where they allow
     it at this call, else one after another.
 
-    Where bn is timm's BatchNormAct2d or SyncBatchNormAct, act is the one inside it. Where bn or act
-    has se as its own child, as after ``insert_se``, it is called without it.
+    Where bn is timm's BatchNormAct2d or SyncBatchNormAct, act is the one inside it. unfused: what
+    to call with se, x and residual where they do not.
     """
     found = block_specification(bn, act, se, x, residual, post_act)
     if found is None:
+        if unfused is not None:
+            unfused(se, x, residual)
         return _one_by_one(bn, act, se, x, residual, post_act)
     w1, b1, w2, b2, inner_act, gate = found
     is_tracking = bn.training and bn.track_running_stats
@@ -136,11 +138,11 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> Tensor:
         training=bn.training or bn.running_mean is None,
         momentum=_count_batch(bn, is_tracking),
         eps=bn.eps,
-        norm_act=_name(act, se),
+        norm_act=_name(act),
         act=inner_act,
         gate=gate,
         post_act=_name(post_act),
-        process_group=_process_group(bn, se),
+        process_group=_process_group(bn),
         on_gate=se.__on_gate__,
     )
 
@@ -149,46 +151,50 @@ def block_specification(bn, act, se, x, residual, post_act) -> Specification | N
     """Weights and names of the SE between, if the modules are fused at this call."""
     if not is_plain(x) or has_global_hooks():
         return None
-    if x.dim() not in (_dims_of(bn, se) or ()):
+    if x.dim() not in (_dims_of(bn) or ()):
         return None
-    if _name(act, se) not in NORM_ACTS or _name(post_act) not in POST_ACTS:
+    if _name(act) not in NORM_ACTS or _name(post_act) not in POST_ACTS:
         return None
     if is_changed(bn) or is_changed(act) or is_changed(se) or is_changed(post_act):
         return None
     for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
         if t is not None and not is_beside(t, x):
             return None
-    if residual is not None and not (
-        is_plain(residual)
-        and (torch.jit.is_tracing() or residual.shape == x.shape)
-        and residual.dtype == x.dtype
-        and residual.device == x.device
-    ):
+    if residual is not None and not is_like(residual, x):
         return None
     return specification_of(se, x)
 
 
+def is_like(residual, x: Tensor) -> bool:
+    return (
+        is_plain(residual)
+        and (torch.jit.is_tracing() or residual.shape == x.shape)
+        and residual.dtype == x.dtype
+        and residual.device == x.device
+    )
+
+
 def _one_by_one(bn, act, se, x, residual, post_act):
-    x = call_before(bn, se, x)
-    has_own_act = class_before(bn, se) not in BATCH_NORMS and act is getattr(bn, "act", None)
+    x = bn(x)
+    has_own_act = type(bn) not in BATCH_NORMS and act is getattr(bn, "act", None)
     if act is not None and not has_own_act:
-        x = call_before(act, se, x)
+        x = act(x)
     y = se(x)
     if residual is not None:
         y = y + residual
     return y if post_act is None else post_act(y)
 
 
-def _dims_of(bn, se) -> tuple[int, ...] | None:
-    cls = class_before(bn, se)
+def _dims_of(bn) -> tuple[int, ...] | None:
+    cls = type(bn)
     extended = BATCH_NORM_ACTS.get((cls.__module__, cls.__qualname__))
     if extended is not None and type(getattr(bn, "drop", None)) is nn.Identity:
         return BATCH_NORMS[extended]
     return BATCH_NORMS.get(cls)
 
 
-def _name(act, se=None) -> str | None:
-    return "identity" if act is None else function_name(act, class_before(act, se))
+def _name(act) -> str | None:
+    return "identity" if act is None else function_name(act)
 
 
 def synchronised_or_not(cls: type) -> tuple[type, ...]:
@@ -211,8 +217,8 @@ def _count_batch(bn, is_tracking: bool) -> float:
     return 0.0 if bn.momentum is None else bn.momentum
 
 
-def _process_group(bn, se):
-    if not issubclass(class_before(bn, se), nn.SyncBatchNorm) or not bn.training:
+def _process_group(bn):
+    if not issubclass(type(bn), nn.SyncBatchNorm) or not bn.training:
         return None
     if not (dist.is_available() and dist.is_initialized()):
         return None

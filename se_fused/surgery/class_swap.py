@@ -47,6 +47,11 @@ def library_of(cls: type) -> type[nn.Module] | None:
     return vars(cls).get("__made_of__", (None, None))[1]
 
 
+def kind_of(cls: type) -> type[ClassSwapped] | None:
+    """The kind of a made class itself; None for any other, one that inherits from it included."""
+    return vars(cls).get("__made_of__", (None,))[0]
+
+
 def with_source_of(plain: Callable, run: Callable) -> Callable:
     """A forward that calls ``run(self, plain, args, kwargs)``, with the signature, the source and
     the global names of ``plain``: torch.jit.script compiles the library's own forward."""

@@ -11,7 +11,7 @@ from se_fused.module import FusedSE
 from se_fused.surgery.blocks import FusedBlock, fuse_block, unfuse_block
 from se_fused.surgery.calls import Signature
 from se_fused.surgery.class_swap import library_of
-from se_fused.surgery.graph import containers, is_layer_with_se, sharing_copy, trace
+from se_fused.surgery.graph import containers, sharing_copy, trace
 from se_fused.surgery.pattern import Match, Outside, check_se, find
 from se_fused.surgery.report import Entry, Fused, Left, Report, path_of
 
@@ -130,8 +130,7 @@ class _Search:
 
     def _match(self, block: str, name: str) -> Match:
         module = self.modules[block]
-        is_no_block = type(module).forward is nn.Module.forward  # nn.ModuleList
-        if is_no_block or is_layer_with_se(module):
+        if type(module).forward is nn.Module.forward:  # nn.ModuleList
             raise Outside("no forward around it calls it")
         if block not in self.traced:
             self.traced[block] = _traced(module)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from se_fused.followed import WithSE
+from se_fused.layers import is_plain
 from se_fused.module import FusedSE
 from se_fused.surgery.comparison import (
     RandomStates,
@@ -20,11 +20,17 @@ from se_fused.surgery.comparison import (
 from se_fused.surgery.report import Left
 
 _DEVICES = ("cpu", "cuda")
+_SHARDED = ("_fsdp_flattened", "ds_id")  # how FSDP and DeepSpeed mark parameters
 
 
 def sharing_copy(block: nn.Module) -> nn.Module:
     """A copy of the modules and their attributes, with the same parameters and buffers."""
     shared = {id(t): t for t in [*block.parameters(), *block.buffers()]}
+    for t in shared.values():
+        if not is_plain(t):
+            raise Left(f"its block has a {type(t).__name__} among its tensors")
+        if any(hasattr(t, mark) for mark in _SHARDED):
+            raise Left("its block's parameters are sharded: call fuse before")
     try:
         return copy.deepcopy(block, shared)
     except Exception as error:  # whatever a library's attributes raise
@@ -132,13 +138,8 @@ def containers(block: nn.Module) -> set[nn.Module]:
         for module in block.modules()
         if module is not block
         and not isinstance(module, kinds)
-        and not is_layer_with_se(module)
         and any(isinstance(inner, kinds) for inner in module.modules())
     }
-
-
-def is_layer_with_se(module: nn.Module) -> bool:
-    return isinstance(module, WithSE) and module.is_layer
 
 
 def may_write(module: nn.Module | None, node: Node) -> bool:

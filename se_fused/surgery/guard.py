@@ -185,10 +185,18 @@ def write_down(
         names = names * 2 if len(names) == 1 else names  # itemgetter makes no tuple of one
         get = itemgetter(*names) if names else None
         entry = Entry(
-            path, numbers.get(parent, 0), name, norms.get(path, (type(module),)), False,
-            len(own) if path else len(own.keys() - _OURS) + 1,
-            None if path in norms else reads, names, copy.deepcopy(get(own)) if get else (), get, tuple(own["_modules"]),
-        )  # fmt: skip
+            path,
+            parent=numbers.get(parent, 0),
+            name=name,
+            classes=norms.get(path, (type(module),)),
+            is_called=False,
+            attributes=len(own) if path else len(own.keys() - _OURS) + 1,
+            reads=None if path in norms else reads,
+            names=names,
+            values=copy.deepcopy(get(own)) if names else (),
+            get=get,
+            children=None if path in norms else tuple(own["_modules"]),
+        )
         entries.append(entry)
         for namespace, each in reads.values:
             value = namespace[each]
@@ -225,17 +233,18 @@ def _short(value) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
-def say_once(module: nn.Module, reason: str):
+def say_once(
+    module: nn.Module, reason: str, what: str = "runs its library's forward, unfused"
+):
     """A warning, once for a reason, that a module runs its library's forward."""
     if torch.compiler.is_compiling():
-        _warn(type(module).__name__, reason)
+        _warn(f"{type(module).__name__} {what}: {reason}")
     elif module.__dict__.get("__said__") != reason:
         module.__dict__["__said__"] = reason
-        _warn(type(module).__name__, reason)
+        _warn(f"{type(module).__name__} {what}: {reason}")
 
 
-def _warn(name: str, reason: str):
-    text = f"{name} runs its library's forward, unfused: {reason}"
+def _warn(text: str):
     warnings.warn(text, UserWarning, stacklevel=2)
 
 

@@ -1,4 +1,4 @@
-"""``insert_se``, which puts SE into networks that have none, and ``remove_se``, which undoes it."""
+"""``insert_se``, which puts SE into networks that have none."""
 
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
@@ -7,11 +7,11 @@ from torch import nn
 
 from se_fused import checks
 from se_fused.activations import make_module
-from se_fused.followed import FollowedBySE, PrecededBySE, WithSE, add_se, take_se_off
 from se_fused.module import FusedSE
+from se_fused.surgery.beside import Spots
 from se_fused.surgery.placements import WHERE, Site
-from se_fused.surgery.report import Entry, Inserted, Report, path_of
-from se_fused.surgery.sites import check_has_no_se, check_layers, chosen, known
+from se_fused.surgery.report import Inserted, Report
+from se_fused.surgery.sites import check_has_no_se, chosen, known
 
 
 def insert_se(
@@ -29,10 +29,18 @@ def insert_se(
     """Puts ``FusedSE(C, rd_channels=C // reduction)`` into every block of a network that has no SE,
     in place: ``insert_se(torchvision.models.resnet50())`` is SE-ResNet-50.
 
-    A layer that SE follows stays the same object, with another forward, and gets the SE block as a
-    child. So state-dict keys are what they were, and a checkpoint of the plain network loads with
-    ``strict=False``: only the keys of SE are missing (``layer1.0.bn3.se.fc1.weight``). ``fuse``
-    fuses what was inserted with what stands around it. ``remove_se(model)`` undoes it.
+    SE is a child beside the layer that it follows, which stays what it is: ``layer1.0.se`` beside
+    ``layer1.0.bn3``, ``features.2_se`` beside ``features.2`` of a Sequential. State-dict keys are
+    what they were, and a checkpoint of the plain network loads with ``strict=False``: only the keys
+    of SE are missing (``layer1.0.se.fc1.weight``). ``fuse`` fuses what was inserted with what
+    stands around it. ``remove_se(model)`` undoes it.
+
+    - A Sequential calls SE as one more of its children; indices after it are shifted.
+    - A block calls SE as its class is swapped for a copy in which its methods, compiled again from
+      their source, say ``self.se(self.bn3(…))``. SE is its child ``se``, or ``bn3_se`` where it has
+      an attribute ``se``.
+    - A block that SE follows as a whole gets SE as its child ``se``, or ``inserted_se``, and a
+      class whose forward returns ``self.se(…)``.
 
     =====================  ====================  =================================================
     network                stages                standard: SE stands after
@@ -66,22 +74,22 @@ def insert_se(
         squeeze, gate, act: as ``FusedSE`` takes them.
         blocks: for networks of other classes, instead of the table: called with the name of each
             module and the module, it returns the channels of its output where SE is to follow it,
-            else None. Of a Sequential it follows the last module. There are no stages then.
+            else None. Of a Sequential it follows the last module. A layer must be in a Sequential
+            or be called by its block as ``self.NAME(…)``. There are no stages then.
 
         ``reduction``, ``squeeze`` and ``gate`` may be lists: one value for each of ``stages``, or
         for each stage of the network.
 
     The parameters are on the device and of the dtype of the layer's own, in its training mode, and
-    initialised as ``FusedSE``'s. Optimizers do not know them yet. What builds a layer anew from its
-    attributes (``convert_sync_batchnorm``) drops the SE after it: do that first.
+    initialised as ``FusedSE``'s. Optimizers do not know them yet.
 
     Returns:
         A report of the SE blocks (as ``replaced``); it prints as a table.
 
     Raises:
-        TypeError, ValueError: a wrong argument, by name, before anything is changed; a model that
-            has SE already, no block of the table, or a patched forward where SE goes; a reduction
-            that leaves no hidden unit.
+        TypeError, ValueError: a wrong argument, by name; a model that has SE already, no block of
+            the table, or a patched forward where SE goes; a layer that is called otherwise, or may
+            be; a block without source; a reduction that leaves no hidden unit. Nothing is changed.
 
     Source: Hu et al., arXiv 1709.01507, figures 2, 3 and 5, tables 10 to 15.
     """
@@ -102,7 +110,7 @@ def insert_se(
     by_stage = [_by_stage(value, name, stages or own) for name, value in options.items()]
     _check_numbered(sites, stages, **options)
     sites = [site for site in sites if stages is None or site.stage in stages]
-    check_layers(sites)
+    spots = Spots(model, sites, "model must have" if blocks is None else "blocks must choose")
     built = []
     for site in sites:
         r, squeeze, gate = (value(site.stage) for value in by_stage)
@@ -115,47 +123,16 @@ def insert_se(
             squeeze=squeeze,
             **_factory(model, site),
         )
-        built.append(se)
-    return _insert(model, sites, built)
-
-
-def _insert(model: nn.Module, sites: list[Site], built: list[FusedSE]) -> Report:
-    for site, se in zip(sites, built):
-        if site.child is not None:
-            block, attribute = site.child
-            site.layer.train(block.training)
-            setattr(block, attribute, site.layer)
-        add_se(site.layer, PrecededBySE if site.before else FollowedBySE, se)
-        se.train(site.layer.training)
+        of = model.get_submodule(site.block) if site.layer is None else site.layer
+        built.append(se.train(of.training))
+    spots.fill(built)
     names = {id(module): name for name, module in model.named_modules()}
-    inserted = [
-        Inserted(names[id(se)], site.cls, f"{site.channels} channels, {se.fc1.out_channels} hidden")
-        for site, se in zip(sites, built)
-    ]
-    return Report("inserted", inserted)
+    return Report("inserted", [_entry(names[id(se)], site, se) for site, se in zip(sites, built)])
 
 
-def remove_se(model: nn.Module) -> Report:
-    """Undoes ``insert_se``, in place.
-
-    Returns:
-        A report of the SE blocks removed (as ``replaced``) and of those left, whose layers were
-        fused (``unfuse`` first) or wrapped after ``insert_se``.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    report = Report("removed")
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, WithSE):
-            continue
-        entry = Entry(f"{name}.{module.se_name}".lstrip("."), path_of(type(module.own_se)))
-        if "without_se" in vars(type(module)):
-            take_se_off(module)
-            report.replaced.append(entry)
-        else:
-            reason = "the class of what it follows was changed after insert_se"
-            report.left.append(entry._replace(reason=reason))
-    return report
+def _entry(name: str, site: Site, se: FusedSE) -> Inserted:
+    width = f"{site.channels} channels, {se.fc1.out_channels} hidden"
+    return Inserted(name, site.cls, width)
 
 
 def _check_stages(stages: list[int], own: list[int]):
@@ -219,7 +196,7 @@ def _hidden_width(site: Site, reduction: float) -> int:
 
 def _factory(model: nn.Module, site: Site) -> dict:
     """The device and the dtype of the nearest parameters."""
-    for module in (site.layer, model.get_submodule(site.block), model):
+    for module in (site.layer or nn.Identity(), model.get_submodule(site.block), model):
         for parameter in module.parameters():
             if parameter.is_floating_point():
                 return {"device": parameter.device, "dtype": parameter.dtype}

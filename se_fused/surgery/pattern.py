@@ -10,11 +10,10 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from se_fused.activations import NORM_ACTS, function_name
-from se_fused.followed import class_before
 from se_fused.layers import layers_of, names_of
 from se_fused.module import FusedSE
 from se_fused.norm import BATCH_NORM_ACTS, BATCH_NORMS
-from se_fused.surgery.graph import IN_PLACE, is_layer_with_se, may_write, name_of
+from se_fused.surgery.graph import IN_PLACE, may_write, name_of
 from se_fused.surgery.report import Left, path_of
 from se_fused.surgery.structure import described
 
@@ -63,7 +62,7 @@ class Match:
 
 def find(block: nn.Module, graph: Graph, se: str) -> Match:
     """The calls around an SE module that can be fused; raises Left where there are none."""
-    calls = _calls(graph, se) or _calls_inside(block, graph, se)
+    calls = _calls(graph, se)
     if not calls:
         raise Outside("no forward around it calls it")
     if len(calls) > 1:
@@ -79,33 +78,15 @@ def _calls(graph: Graph, name: str) -> list[Node]:
     return [node for node in graph.nodes if node.op == "call_module" and node.target == name]
 
 
-def _calls_inside(block: nn.Module, graph: Graph, se: str) -> list[Node]:
-    """The calls of an SE module that is a layer's own: the layer's call becomes two."""
-    name = se.rpartition(".")[0]
-    layer = block.get_submodule(name)
-    if not name or not is_layer_with_se(layer):
-        return []
-    if class_before(layer, block.get_submodule(se)) is type(layer):
-        raise Left(f"it comes before {name}, which calls it")
-    calls = []
-    for node in _calls(graph, name):
-        with graph.inserting_after(node):
-            call = graph.call_module(se, (node,))
-        node.replace_all_uses_with(call, lambda user, call=call: user is not call)
-        calls.append(call)
-    return calls
-
-
 def _look_before(block: nn.Module, graph: Graph, match: Match):
-    se = block.get_submodule(match.se)
     node = _argument(block, match, match.nodes[0])
     module = _module(block, node)
     if node.op == "placeholder":
         raise Outside("no BatchNorm comes before it")
-    act = _act_of(node, module, se)
+    act = _act_of(node, module)
     after = ""
     if act is not None:
-        match.act_name = function_name(act, class_before(act, se))
+        match.act_name = function_name(act)
         match.act = node.target if module is not None else act
         after = f"{match.act_name} and "
         _take(match, node)
@@ -113,7 +94,7 @@ def _look_before(block: nn.Module, graph: Graph, match: Match):
         if node.op == "placeholder":
             raise Outside("no BatchNorm comes before it")
         module = _module(block, node)
-    cls = class_before(module, se)
+    cls = type(module)
     _check_norm(block, node, cls, after)
     if cls not in BATCH_NORMS:
         _take_own_act(match, node.target, module)
@@ -124,10 +105,10 @@ def _look_before(block: nn.Module, graph: Graph, match: Match):
     match.x = _single(node)
 
 
-def _act_of(node: Node, module: nn.Module | None, se: FusedSE) -> Callable | None:
+def _act_of(node: Node, module: nn.Module | None) -> Callable | None:
     """The activation that a node calls, if it is one that can be fused."""
     if module is not None:
-        return module if function_name(module, class_before(module, se)) in _ACTS else None
+        return module if function_name(module) in _ACTS else None
     if _called(node) in _RELUS:
         act = torch.relu
     elif node.op == "call_function" and function_name(node.target) in _ACTS:

@@ -13,6 +13,7 @@ from torch import nn
 
 from se_fused.surgery.report import path_of
 
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 WHERE = ("standard", "pre", "post", "identity", "conv3x3")
 
 
@@ -21,11 +22,16 @@ class Site(NamedTuple):
 
     block: str  # the name of the block that the layer is in
     cls: str
-    layer: nn.Module
+    layer: nn.Module | None  # None: SE itself goes there, into an attribute of the block
     channels: int
     stage: int | None
     before: bool = False
-    child: tuple[nn.Module, str] | None = None  # where the layer goes, if it is not there yet
+    attribute: str | None = None
+
+    @property
+    def key(self):
+        """The same where blocks share a layer."""
+        return self.block if self.layer is None else id(self.layer)
 
 
 class Place(NamedTuple):
@@ -34,7 +40,7 @@ class Place(NamedTuple):
     layer: str  # "" is the block itself; of a Sequential it is the last in it, or the first
     channels: tuple[str, ...]  # paths of numbers, whose sum it is
     before: bool = False
-    optional: bool = False  # None there stands for nn.Identity
+    optional: bool = False  # None there stands for no layer
 
 
 class Family(NamedTuple):
@@ -47,12 +53,13 @@ class Family(NamedTuple):
     def sites(self, model: nn.Module, name: str, block: nn.Module, where: str) -> Iterator[Site]:
         place = self.places[where]
         channels = sum(_at(block, path) for path in place.channels)
-        layer, child = _at(block, place.layer), None
-        if layer is None and place.optional:
-            layer, child = nn.Identity(), (block, place.layer)
+        layer = _at(block, place.layer)
+        if layer is None and not place.optional:
+            raise AttributeError(f"its {place.layer} is None")
         layer = end_of(layer, 0 if place.before else -1)
+        of_block = name, path_of(type(block))
         stage = self.stage(model, name)
-        yield Site(name, path_of(type(block)), layer, channels, stage, place.before, child)
+        yield Site(*of_block, layer, channels, stage, place.before, place.layer)
 
 
 class Chain(NamedTuple):
@@ -78,9 +85,9 @@ class Chain(NamedTuple):
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 
 
-def end_of(module: nn.Module, index: int = -1) -> nn.Module:
-    """The last module that a Sequential calls, or the first; any other module is that itself."""
-    while type(module).forward is nn.Sequential.forward and len(module):
+def end_of(module: nn.Module | None, index: int = -1) -> nn.Module | None:
+    """The last module that a Sequential calls, or the first; anything else is that itself."""
+    while getattr(type(module), "forward", None) is nn.Sequential.forward and len(module):
         module = module[index]
     return module
 

@@ -6,12 +6,10 @@ from torch import nn
 
 from se_fused.module import FusedSE
 from se_fused.surgery.families import known_family
-from se_fused.surgery.placements import BY_CLASS, Site, end_of
+from se_fused.surgery.placements import BY_CLASS, CONTAINERS, Site, end_of
 from se_fused.surgery.recognition import recognised
 from se_fused.surgery.report import Left, path_of
 from se_fused.surgery.trial import examine
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def check_has_no_se(model: nn.Module):
@@ -21,16 +19,6 @@ def check_has_no_se(model: nn.Module):
         if is_known or _is_se(module, tried):
             raise ValueError(
                 f"model must have no SE; {name or 'it'} is a {path_of(type(module))}"
-            )
-
-
-def check_layers(sites: list[Site]):
-    """A forward that an object has of its own would not become that of another class."""
-    for site in sites:
-        if "forward" in vars(site.layer):
-            raise ValueError(
-                f"model must have no patched forward where SE goes; a {path_of(type(site.layer))} "
-                f"of {site.block or 'it'} has one"
             )
 
 
@@ -63,7 +51,7 @@ def known(model: nn.Module, where: str) -> list[Site]:
                 f"not: {error}"
             ) from error
         for site in found:
-            sites.setdefault(id(site.layer), site)  # once where blocks share it
+            sites.setdefault(site.key, site)
     if not sites:
         raise ValueError(
             f"model must have blocks that se_fused knows, got a {path_of(type(model))}; for "
@@ -89,13 +77,14 @@ def chosen(model: nn.Module, where: str, blocks: Callable) -> list[Site]:
                 f"got {channels!r} for {name or 'the model'}"
             )
         layer = end_of(module)
-        if isinstance(layer, _CONTAINERS) or type(layer).forward is nn.Module.forward:
+        is_container = getattr(type(layer), "forward", None) is nn.Module.forward
+        if is_container or isinstance(layer, CONTAINERS):
             raise ValueError(
                 f"blocks must choose modules whose forward does not go over their children, got "
                 f"{name or 'the model'}, a {path_of(type(layer))}"
             )
         site = Site(name, path_of(type(module)), layer, channels, None)
-        sites.setdefault(id(layer), site)
+        sites.setdefault(site.key, site)
     if not sites:
         raise ValueError("blocks must choose a module, and has returned None for all of them")
     return list(sites.values())

@@ -126,7 +126,7 @@ def _unfit(kind: type[SwappedSE], module: nn.Module, form: Form, x) -> str | Non
     for layer in (layers.fc1, layers.fc2):
         if layer is not None and plain_weights(layer, x) is None:
             return "its weights are no plain tensors beside x, of x's dtype and on its device"
-    if not kind.takes(form, x, dims_taken(layers.fc1)):
+    if not torch.jit.is_tracing() and not kind.takes(form, x, dims_taken(layers.fc1)):
         return f"it was called with a map of shape {tuple(x.shape)}"
     return None
 
@@ -163,6 +163,9 @@ class SwappedSCSE(SwappedSE):
 def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
     """What a library's module computes, with a guard on all of it; raises Left."""
     layers = layers_of(module, slots)
+    weight = layers.fc1._parameters.get("weight")
+    if weight is None or weight.dim() < 2:
+        raise Left("its weights are sharded, or not its layers' own: call replace_se before")
     squeeze = "avg_max" if getattr(module, "add_maxpool", False) is True else "avg"
     called = {path: (type(module.get_submodule(path)),) for path in kind.beside
               if path in module._modules}  # fmt: skip
@@ -173,7 +176,7 @@ def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
         kind.is_se_alone,
         write_down(module, called),
         names_of(layers),
-        layers.fc1.weight.shape[1],
+        weight.shape[1],
     )
 
 

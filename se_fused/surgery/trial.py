@@ -92,7 +92,7 @@ def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:
     layers = layers_of(module, slots)
     for path, layer in ((slots.fc1, layers.fc1), (slots.fc2, layers.fc2)):
         weight = layer and vars(layer)["_parameters"].get("weight")
-        if path is not None and (weight is None or weight.dim() < 2):
+        if path is not None and weight is None:
             return f"its layer {path}, a {path_of(type(layer))}, has no weight that se_fused knows"
     used = {slot.partition(".")[0] for slot in slots if isinstance(slot, str)}
     for name, child in vars(module)["_modules"].items():
@@ -112,6 +112,9 @@ def _compare(module: nn.Module, kind: type[SwappedSE], form: Form):
     fused = copy.deepcopy(original)
     swap(fused, kind, form)
     before, errors = attributes_of(original), []
+    changed = form.guard.difference(fused)  # then it would be compared with itself
+    if changed is not None:
+        raise Left(f"in a copy of it, {changed}")
     for sizes in _SIZES:
         examples = [kind.example_map(original, form.slots, size, numbers) for size in sizes]
         squeezed = _squeezed(original, form, examples[0])
@@ -160,9 +163,9 @@ def _compare_once(original, fused, form: Form, x: Tensor, states: RandomStates):
         raise Left(f"its forward sets {changed}")
     unlike = form.guard.difference(fused)
     if unlike is not None:
-        raise Left(f"its copy would run unfused: {unlike}")
+        raise Left(f"in a copy of it, {unlike}")
     found = Step.of(fused, (x,), {}, states)
     if "__said__" in vars(fused):
-        raise Left(f"its copy runs unfused: {vars(fused)['__said__']}")
+        raise Left(f"in a copy of it, {vars(fused)['__said__']}")
     if not found.agrees(expected) or found.drawn != expected.drawn:
         raise Left("it computes something else than SE of its layers")

@@ -97,7 +97,7 @@ def test_library_network():
     assert build(SE(16, stages=(2,)))[1] == 2 * 2 * 64**2 // 16
     net, _ = build(SE((4, 8, 16, 32)))
     for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
-        assert layer[1].bn2.se.fc1.out_channels == 16
+        assert layer[1].bn2_se.fc1.out_channels == 16
 
 
 @pytest.fixture

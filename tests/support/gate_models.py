@@ -50,7 +50,7 @@ def _inserted(fused):
     model = Net(nn.Sequential(nn.BatchNorm2d(C))).double()
     insert_se(model, reduction=C / R, blocks=lambda _, m: C if type(m) is nn.BatchNorm2d else None)
     state = plain.state_dict()
-    model.load_state_dict({name.replace("block.1", "block.0.se"): t for name, t in state.items()})
+    model.load_state_dict({name.replace("block.1", "block.0_se"): t for name, t in state.items()})
     assert not fused or len(fuse(model).replaced) == 1
     return plain, model
 

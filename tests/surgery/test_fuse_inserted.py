@@ -1,4 +1,4 @@
-"""fuse on SE that was inserted: a layer that its own SE follows is the layer, then SE.
+"""fuse on SE that was inserted: the forward of the block around it calls the layer, then SE.
 
 test_fuse_networks.py has whole networks.
 """
@@ -15,6 +15,7 @@ from torch import nn
 
 from se_fused import fuse, insert_se, remove_se, unfuse
 
+FUSED = "the class of what calls it was changed after insert_se: unfuse or unwrap that first"
 SE, RELU, END = "BatchNorm + SE", "BatchNorm + relu + SE", "BatchNorm + SE + add + relu"
 
 
@@ -41,7 +42,7 @@ def _calls_it_twice(self, x):
 
 
 class ConvNorm(nn.Sequential):
-    """Has no SE where the graph is read: the class of its last layer has."""
+    """Calls its own SE, which is fused in the block around it."""
 
 
 def _block(forward=Block.forward, **parts):
@@ -57,7 +58,6 @@ COVERED = {
     "activation": (
         lambda: _block(_activates, act=nn.SiLU()), "act", "BatchNorm + silu + SE + add + relu"
     ),
-    "result-of-another-shape": (lambda: _block(_adds_a_mean), "bn", END),
 }
 
 
@@ -71,6 +71,17 @@ def test_covers(monkeypatch, make, layer, covers):
     assert [entry[::2] for entry in report.replaced] == [("block", covers)] and not report.left
     assert_same_steps(network, unfused)
     assert calls
+
+
+def test_sum_with_another_shape_runs_unfused(monkeypatch):
+    calls = recorded_calls(monkeypatch)
+    network = Net(_block(_adds_a_mean)).double()
+    insert_se(network, blocks=lambda name, module: C if name == "block.bn" else None)
+    unfused = copy.deepcopy(network)
+    assert len(fuse(network).replaced) == 1
+    with pytest.warns(UserWarning, match="added to its map is of another shape"):
+        assert_same_steps(network, unfused)
+    assert not calls
 
 
 LEFT = {
@@ -96,7 +107,9 @@ def test_se_before_the_branch_is_left():
     insert_se(network, where="pre")
     report = fuse(network)
     assert not report.replaced and len(report.left) == 5
-    assert {entry.reason for entry in report.left} == {"it comes before conv1, which calls it"}
+    first, *others = [entry.reason for entry in report.left]
+    assert first == "before it stands torch.nn.modules.pooling.MaxPool2d, no BatchNorm of PyTorch's"
+    assert all(reason.endswith("relu is used elsewhere too") for reason in others)
 
 
 class Unit(nn.Module):
@@ -119,18 +132,30 @@ def test_block_that_se_follows():
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         assert type(twin.block[0]) is type(network.block[0])
         assert_same_steps(twin, copy.deepcopy(network))
-    left = remove_se(network).left
-    assert left[0].reason == "the class of what it follows was changed after insert_se"
+    assert [entry.reason for entry in remove_se(network).left] == [FUSED]
     unfuse(network)
     assert len(remove_se(network).replaced) == 1 and type(network.block[0]) is Unit
 
 
-def test_removed_from_a_fused_block():
-    """The fusion sees that the layer has no SE any more."""
+def test_removed_after_unfuse():
     network = Net(_block()).double()
+    plain = copy.deepcopy(network)
+    insert_se(network, blocks=lambda name, module: C if name == "block.bn" else None)
+    fuse(network)
+    assert not remove_se(network).replaced
+    unfuse(network)
+    assert len(remove_se(network).replaced) == 1 and type(network.block) is type(plain.block)
+    x = images()
+    assert torch.equal(network(x), plain(x))
+
+
+def test_removed_from_a_container_in_a_fused_block():
+    """The fusion sees that the container has no SE any more."""
+    network = Net(_block(bn=ConvNorm(nn.BatchNorm2d(C)))).double()
     plain = copy.deepcopy(network)
     insert_se(network, blocks=lambda name, module: C if name == "block.bn" else None)
     fuse(network)
     assert len(remove_se(network).replaced) == 1
     x = images()
-    assert torch.equal(network(x), plain(x))
+    with pytest.warns(UserWarning, match="the children of bn are others"):
+        assert torch.equal(network(x), plain(x))

@@ -5,7 +5,7 @@ Each module has the layers of Copied and a forward of its own.
 
 import pytest
 import torch
-from pairs import assert_fused, assert_library_runs, changed, pair, said_in
+from pairs import assert_fused, assert_library_runs, pair
 from se_modules import C, Copied, times
 from torch import nn
 
@@ -117,7 +117,9 @@ CHANGES = {
         lambda: copy_of(by_dict, settings={"gate": {"factor": 1}}),
         lambda se: se.settings["gate"].update(factor=2), "settings is ",
     ),
-    "instance-hides-the-class": (lambda: copy_of(by_class), set_to("rate", 2.0), "rate has been set"),
+    "instance-hides-the-class": (
+        lambda: copy_of(by_class), set_to("rate", 2.0), "rate has been set"
+    ),
     "method-replaced": (
         lambda: copy_of(by_method, factor=1), set_to("scaled", lambda g: g / 2),
         "scaled has been set",

@@ -39,7 +39,7 @@ def _of_another_version():
 
 def _patched():
     network = resnet()
-    network.layer2[0].bn3.forward = network.layer2[0].bn3.forward
+    network.layer2[0].forward = network.layer2[0].forward
     return network
 
 
@@ -73,7 +73,7 @@ WRONG = {
     ),
     "patched-forward": (
         _patched, {}, ValueError,
-        "no patched forward where SE goes; a torch.*BatchNorm2d of layer2.0 has one",
+        "no patched forward where SE goes; layer2.0, a torchvision.*Bottleneck, has one",
     ),
     "unknown-stage": (
         resnet, dict(stages=[1]), ValueError, r"stages must be some of 2, 3, 4, 5, .*got \[1\]"

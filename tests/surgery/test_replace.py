@@ -173,7 +173,6 @@ LEFT_ALONE = {
     "forward-hook": (_with_hook("register_forward_hook"), "it has hooks"),
     "forward-pre-hook": (_with_hook("register_forward_pre_hook"), "it has hooks"),
     "backward-hook": (_with_hook("register_full_backward_hook"), "it has hooks"),
-    "state-dict-hook": (_with_hook("register_state_dict_post_hook"), "it has hooks"),
     "hook-on-a-layer": (_with_hook("register_forward_hook", "avg_pool"), "it has hooks"),
     "parametrized": (_parametrized, "it is parametrized"),
     "another-layer": (WithExtraLayer, "its layer extra is none of SE's"),
@@ -204,6 +203,29 @@ def test_left_alone(make, reason):
     assert names(report.replaced) == ["blocks.0"]
     assert [(entry.name, entry.reason) for entry in report.left] == [("first", reason)]
     assert net.first is kept and type(kept) is cls and vars(kept) == attributes
+
+
+def test_hooks_on_state_dicts_stay():
+    """As they do where a parametrization has been removed."""
+    net, seen = Two(Cadene()), []
+    net.first.register_state_dict_post_hook(lambda *arguments: seen.append(1))
+    net.first.register_load_state_dict_pre_hook(lambda *arguments: seen.append(2))
+    assert len(replace_se(net).replaced) == 2
+    net.load_state_dict(net.state_dict())
+    assert seen == [1, 2]
+
+
+def test_global_hooks_do_not_run_in_the_trial():
+    """With them a swapped module runs unfused: it would be compared with itself."""
+    net, seen = Two(_copied_with(_squared)), []
+    handle = nn.modules.module.register_module_forward_hook(lambda *arguments: seen.append(1))
+    try:
+        report = replace_se(net)
+    finally:
+        handle.remove()
+    assert not seen
+    assert [entry.reason for entry in report.left] == [LEFT_ALONE["another-formula"][1]]
+    assert names(report.replaced) == ["blocks.0"]
 
 
 @pytest.mark.parametrize("path", LEFT)

@@ -6,10 +6,10 @@ from pairwise import each_pair
 from selection import kept
 from torch import nn
 from torch.export import Dim
-from twins import COMPOSED, KINDS, C, R, assert_same, each_kind, images, twins
+from twins import KINDS, C, R, assert_same, each_kind, images, twins
 
 import se_fused
-from se_fused import FusedSE, replace_se, restore_se
+from se_fused import FusedSE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
 SIZES = ((2, (7, 8)), (5, (4, 9)), (3, (3, 3)))
@@ -171,21 +171,12 @@ def test_jit_trace(forced, kind, tmp_path):
     agrees_at_all_sizes(torch.jit.load(tmp_path / "net.pt"), plain)
 
 
-@pytest.mark.parametrize("arguments", [{}, COMPOSED], ids=["one-operator", "composed"])
-def test_jit_script_says_what_to_do(arguments):
-    module = FusedSE(C, rd_channels=R, **arguments)
-    for net in (module, nn.Sequential(nn.ReLU(), module)):
-        with pytest.raises(NotImplementedError, match="compile FusedSE: use torch.export"):
-            torch.jit.script(net)
-
-
-def test_jit_script_of_a_swapped_network_and_of_the_restored():
+def test_jit_script_of_a_swapped_network():
+    """By its library's forward."""
     plain, net = (net.eval() for net in twins("swapped"))
-    with pytest.raises(NotImplementedError, match="FusedSELayer: .*torch.export.*restore_se"):
-        torch.jit.script(net)
-    restore_se(net)
+    classes = [type(module) for module in net.modules()]
     agrees_at_all_sizes(torch.jit.script(net), plain)
-    assert len(replace_se(net).replaced) == 2, "scripting has left something behind"
+    assert [type(module) for module in net.modules()] == classes
     agrees_at_all_sizes(net, plain)
 
 

@@ -1,0 +1,180 @@
+"""Where an inserted SE block becomes a child: beside the layer that it belongs to, never inside it.
+
+The layer stays as it is, and so does its name. What calls it then calls SE, too: a Sequential
+because SE is one more child of it, a block because its class is swapped.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from se_fused.module import FusedSE
+from se_fused.surgery.class_swap import ClassSwapped, made_class
+from se_fused.surgery.layer_calls import Insertion, methods_with_se
+from se_fused.surgery.placements import CONTAINERS, Site
+from se_fused.surgery.report import path_of
+
+MARK = "__inserted__"  # an attribute of the SE blocks, in copies of them too
+
+
+class BlockWithSE(ClassSwapped):
+    """A block that has SE beside its layers, or after all of them."""
+
+    prefix = "SE"
+    __insertions__: tuple[Insertion, ...]
+
+    @staticmethod
+    def members(library: type[nn.Module], *insertions: Insertion) -> dict:
+        return {"__insertions__": insertions, **methods_with_se(library, insertions)}
+
+
+class InSequential(NamedTuple):
+    """A child of the layer's Sequential, next to the layer."""
+
+    parent: nn.Sequential
+    layer: str
+    se: str
+    before: bool
+
+    def put(self, se: FusedSE):
+        children = list(self.parent._modules.items())
+        place = list(self.parent._modules).index(self.layer) + (not self.before)
+        children.insert(place, (self.se, se))
+        self.parent._modules.clear()
+        self.parent._modules.update(children)
+
+
+class InBlock(NamedTuple):
+    """A child of a block, which calls it."""
+
+    parent: nn.Module
+    insertion: Insertion
+
+    @property
+    def se(self) -> str:
+        return self.insertion.se
+
+    def put(self, se: FusedSE):
+        self.parent._modules[self.se] = se
+
+
+class OnIdentity(NamedTuple):
+    """In the place of a branch that is None."""
+
+    parent: nn.Module
+    attribute: str
+    se: str = "se"
+
+    def put(self, se: FusedSE):
+        branch = nn.Sequential(OrderedDict(se=se)).train(se.training)
+        setattr(self.parent, self.attribute, branch)
+
+
+Spot = InSequential | InBlock | OnIdentity
+
+
+def is_sequential(module: nn.Module) -> bool:
+    forward = getattr(type(module), "forward", None)  # a ScriptModule's class has none
+    return forward is nn.Sequential.forward and "forward" not in vars(module)
+
+
+class Spots:
+    """The spots of some sites in a model, and the classes that their blocks get.
+
+    Raises ValueError for a site that cannot have SE; nothing is changed before ``fill``.
+    """
+
+    def __init__(self, model: nn.Module, sites: list[Site], argument: str):
+        self.names = {module: name for name, module in model.named_modules()}
+        self.owners: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+        for parent in self.names:
+            for name, child in parent._modules.items():
+                self.owners.setdefault(child, []).append((parent, name))
+        self.argument = argument
+        self.taken: set[tuple[nn.Module, str]] = set()
+        self.spots = [self._spot(model, site) for site in sites]
+        insertions: dict[nn.Module, list[Insertion]] = {}
+        for spot in self.spots:
+            if isinstance(spot, InBlock):
+                insertions.setdefault(spot.parent, []).append(spot.insertion)
+        self.classes = {parent: self._class(parent, of) for parent, of in insertions.items()}
+
+    def fill(self, blocks: Iterable[FusedSE]):
+        for spot, se in zip(self.spots, blocks):
+            setattr(se, MARK, True)
+            spot.put(se)
+        for parent, cls in self.classes.items():
+            parent.__class__ = cls
+
+    def _spot(self, model: nn.Module, site: Site) -> Spot:
+        if site.layer is None:
+            return OnIdentity(model.get_submodule(site.block), site.attribute)
+        if is_block(site.layer) and not site.before:
+            name = self._free_name(site.layer, "se", "inserted_se")
+            return InBlock(site.layer, Insertion("", name))
+        owners = self.owners.get(site.layer, [])
+        if len(owners) != 1:
+            names = [f"{self.names[parent]}.{name}".lstrip(".") for parent, name in owners]
+            same = f"{' and '.join(names)} are one module" if names else "it is in no block"
+            raise self._error(self._name(site.layer), same)
+        ((parent, layer),) = owners
+        if is_sequential(parent):
+            se = self._free_name(parent, f"{layer}_se")
+            return InSequential(parent, layer, se, site.before)
+        if isinstance(parent, (nn.ModuleList, nn.ModuleDict)):
+            raise self._error(self._name(site.layer), f"it is in a {path_of(type(parent))}")
+        se = self._free_name(parent, "se", f"{layer}_se")
+        return InBlock(parent, Insertion(layer, se, site.before))
+
+    def _free_name(self, parent: nn.Module, *names: str) -> str:
+        for name in names:
+            if not hasattr(parent, name) and (parent, name) not in self.taken:
+                self.taken.add((parent, name))
+                return name
+        raise ValueError(
+            f"model must have no attribute {names[-1]} where SE goes; {self._name(parent)} has one"
+        )
+
+    def _class(self, parent: nn.Module, insertions: list[Insertion]) -> type:
+        layers = [each.layer for each in insertions if each.layer]
+        what = f"{', '.join(layers)} of {self._name(parent)}" if layers else self._name(parent)
+        if isinstance(parent, torch.jit.ScriptModule):
+            raise self._error(what, "it is a ScriptModule, whose class cannot be changed")
+        self._check_not_patched(parent, ["forward"])
+        try:
+            made = made_class(BlockWithSE, type(parent), tuple(insertions))
+            nn.Module.__new__(type(parent)).__class__ = made
+        except (TypeError, ValueError) as error:
+            raise self._error(what, str(error)) from error
+        self._check_not_patched(parent, vars(made))
+        return made
+
+    def _check_not_patched(self, parent: nn.Module, methods: Iterable[str]):
+        """A method that an object has of its own would go before that of its class."""
+        for name in methods:
+            if name in vars(parent):
+                raise ValueError(
+                    f"model must have no patched {name} where SE goes; {self._name(parent)}, a "
+                    f"{path_of(type(parent))}, has one"
+                )
+
+    def _error(self, what: str, reason: str) -> ValueError:
+        return ValueError(
+            f"{self.argument} layers that are in a Sequential or that their block calls as "
+            f"self.NAME(…), or whole blocks; {what} cannot have SE: {reason}"
+        )
+
+    def _name(self, module: nn.Module) -> str:
+        return self.names[module] or "the model"
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether a module is made of others, and is no layer of PyTorch's with another form."""
+    own = (nn.Module, *CONTAINERS)
+    is_layer = any(
+        cls.__module__.startswith("torch.nn.") and cls not in own for cls in type(module).__mro__
+    )
+    return not is_layer and any(child is not None for child in module._modules.values())
