@@ -135,7 +135,8 @@ def _by_runs(module: nn.Module, candidate: Candidate, pools: list) -> Slots | No
             raise Left(f"at {other} it computes something else than at {run.size}")
     if whole is not None and whole.rescales:
         raise Left("it squeezes a map, but not to the mean of each channel")
-    if whole is None and errors and pools:
+    is_called_wrong = any("required positional argument" in each for each in errors.values())
+    if whole is None and errors and pools and not is_called_wrong:
         raise Left(_takes_no_map(errors, len(pools[0])))
     return None
 

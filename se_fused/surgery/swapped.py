@@ -25,38 +25,38 @@ class SwappedSE(ClassSwapped, FusedSE):
     """A library's SE module whose forward is fused."""
 
     __se_fused__: Form | None = None  # a module that is built with its class has none
-    is_se_alone = True
-    beside: tuple[str, ...] = ()  # children that the fused forward calls, beside the slots'
+    __is_se_alone__ = True
+    __beside__: tuple[str, ...] = ()  # children that the fused forward calls, beside the slots'
 
     @staticmethod
-    def fused(module: nn.Module, form: Form, x: Tensor) -> Tensor:
+    def __fused__(module: nn.Module, form: Form, x: Tensor) -> Tensor:
         return compute(module, x, form)
 
     @staticmethod
-    def example_map(module: nn.Module, slots: Slots, size: tuple, numbers) -> Tensor:
+    def __example_map__(module: nn.Module, slots: Slots, size: tuple, numbers) -> Tensor:
         """A map that the module takes, for the test before the swap."""
         channels = layers_of(module, slots).fc1.weight.shape[1]
         return example((3, channels, *size), numbers)
 
     @staticmethod
-    def bound(first: str, args: tuple, kwargs: dict) -> tuple | None:
-        """What to call ``fused`` with; None for a call that is the library's. first: the name of
+    def __bound__(first: str, args: tuple, kwargs: dict) -> tuple | None:
+        """What to call ``__fused__`` with; None for a call that is the library's. first: the name of
         the map in the library's forward."""
         if len(args) == 1 and not kwargs:
             return args
         return (kwargs[first],) if not args and [*kwargs] == [first] else None
 
     @staticmethod
-    def takes(form: Form, x: Tensor, dims: int) -> bool:
+    def __takes__(form: Form, x: Tensor, dims: int) -> bool:
         """Whether a map has the shape that the layers take."""
         return x.shape[1] == form.channels and dims in (2, x.dim())
 
     @classmethod
-    def members(cls, library: type[nn.Module]) -> dict:
+    def __members__(cls, library: type[nn.Module]) -> dict:
         first = _first_parameter(library)
 
         def run(module, plain, args, kwargs):
-            arguments = cls.bound(first, args, kwargs)
+            arguments = cls.__bound__(first, args, kwargs)
             if arguments is None:
                 return plain(module, *args, **kwargs)
             x = arguments[0]
@@ -67,7 +67,7 @@ class SwappedSE(ClassSwapped, FusedSE):
                 return plain(module, *args, **kwargs)
             reason = form.guard.difference(module) or _unfit(cls, module, form, x)
             if reason is None:
-                return cls.fused(module, form, *arguments)
+                return cls.__fused__(module, form, *arguments)
             say_once(module, reason)
             return plain(module, *args, **kwargs)
 
@@ -126,7 +126,7 @@ def _unfit(kind: type[SwappedSE], module: nn.Module, form: Form, x) -> str | Non
     for layer in (layers.fc1, layers.fc2):
         if layer is not None and plain_weights(layer, x) is None:
             return "its weights are no plain tensors beside x, of x's dtype and on its device"
-    if not torch.jit.is_tracing() and not kind.takes(form, x, dims_taken(layers.fc1)):
+    if not torch.jit.is_tracing() and not kind.__takes__(form, x, dims_taken(layers.fc1)):
         return f"it was called with a map of shape {tuple(x.shape)}"
     return None
 
@@ -134,29 +134,29 @@ def _unfit(kind: type[SwappedSE], module: nn.Module, form: Form, x) -> str | Non
 class SwappedChannelsLast(SwappedSE):
     """SE of a map [N, H, W, C]; the same map as [N, C, H, W] is channels_last, which is native."""
 
-    is_se_alone = False
+    __is_se_alone__ = False
 
     @staticmethod
-    def fused(module, form, x):
+    def __fused__(module, form, x):
         return compute(module, x.movedim(-1, 1), form).movedim(1, -1)
 
     @staticmethod
-    def example_map(module, slots, size, numbers):
-        return SwappedSE.example_map(module, slots, size, numbers).movedim(1, -1).contiguous()
+    def __example_map__(module, slots, size, numbers):
+        return SwappedSE.__example_map__(module, slots, size, numbers).movedim(1, -1).contiguous()
 
     @staticmethod
-    def takes(form, x, dims):
+    def __takes__(form, x, dims):
         return x.shape[-1] == form.channels
 
 
 class SwappedSCSE(SwappedSE):
     """SE beside a spatial gate: ``x * cSE(x) + x * sSE(x)``, the first term fused."""
 
-    is_se_alone = False
-    beside = ("sSE",)
+    __is_se_alone__ = False
+    __beside__ = ("sSE",)
 
     @staticmethod
-    def fused(module, form, x):
+    def __fused__(module, form, x):
         return compute(module, x, form) + x * module.sSE(x)
 
 
@@ -167,13 +167,13 @@ def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
     if weight is None or weight.dim() < 2:
         raise Left("its weights are sharded, or not its layers' own: call replace_se before")
     squeeze = "avg_max" if getattr(module, "add_maxpool", False) is True else "avg"
-    called = {path: (type(module.get_submodule(path)),) for path in kind.beside
+    called = {path: (type(module.get_submodule(path)),) for path in kind.__beside__
               if path in module._modules}  # fmt: skip
     return Form(
         slots,
         squeeze,
         getattr(module, "add_residual", False) is True,
-        kind.is_se_alone,
+        kind.__is_se_alone__,
         write_down(module, called),
         names_of(layers),
         weight.shape[1],

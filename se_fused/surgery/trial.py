@@ -98,7 +98,7 @@ def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:
     for name, child in vars(module)["_modules"].items():
         if child is None:
             continue
-        if name not in used and name not in kind.beside and child.state_dict():
+        if name not in used and name not in kind.__beside__ and child.state_dict():
             return f"its layer {name} is none of SE's"
     for tensor in module.parameters():
         if not is_plain(tensor):
@@ -116,7 +116,7 @@ def _compare(module: nn.Module, kind: type[SwappedSE], form: Form):
     if changed is not None:
         raise Left(f"in a copy of it, {changed}")
     for sizes in _SIZES:
-        examples = [kind.example_map(original, form.slots, size, numbers) for size in sizes]
+        examples = [kind.__example_map__(original, form.slots, size, numbers) for size in sizes]
         squeezed = _squeezed(original, form, examples[0])
         if isinstance(squeezed, str):
             errors.append(f"it takes no map of {by(sizes[0])}: {squeezed}")
