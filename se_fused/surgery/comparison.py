@@ -3,6 +3,7 @@
 import copy
 import random
 import sys
+import threading
 from collections import OrderedDict
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from torch.nn.parameter import is_lazy
 from se_fused.differentiation import plain_operators
 
 _SEED = 1709
+# Of several threads: random states and the hooks of all modules are one for all of them.
+_one_at_a_time = threading.RLock()
 
 
 def generator() -> torch.Generator:
@@ -71,6 +74,11 @@ def randomise(twin: nn.Module, numbers: torch.Generator) -> nn.Module:
 def on_trial():
     """PyTorch's own operators, with gradients, without hooks on all modules' forward; random states
     are put back if something drew."""
+    with _one_at_a_time:
+        yield from _on_trial()
+
+
+def _on_trial():
     before = RandomStates.now()
     every = torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks
     hooks = [[*each.items()] for each in every]

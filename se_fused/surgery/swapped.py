@@ -40,8 +40,8 @@ class SwappedSE(ClassSwapped, FusedSE):
 
     @staticmethod
     def __bound__(first: str, args: tuple, kwargs: dict) -> tuple | None:
-        """What to call ``__fused__`` with; None for a call that is the library's. first: the name of
-        the map in the library's forward."""
+        """What to call ``__fused__`` with; None for a call that is the library's. first: the name
+        of the map in the library's forward."""
         if len(args) == 1 and not kwargs:
             return args
         return (kwargs[first],) if not args and [*kwargs] == [first] else None

@@ -16,6 +16,9 @@ NAMES = {
 }  # fmt: skip
 
 
+MAP = torch.linspace(-3, 3, 2 * C * 20, dtype=torch.float64).view(2, C, 4, 5)
+
+
 def x_of():
     return torch.randn(2, C, 4, 5, dtype=torch.float64)
 
@@ -48,18 +51,23 @@ class WithOptions(Copied):
         return times(x, self.fc(z) * strength)
 
 
-def test_second_arguments():
-    both = pair(WithOptions())
-    x, other = x_of(), x_of() * 3
+OTHERS = {
+    "a-map": ((MAP,), {}),
+    "a-map-by-name": ((), {"context": MAP}),
+    "a-strength": ((), {"strength": 0.5}),
+    "both": ((MAP,), {"strength": 2.0}),
+    "none": ((None,), {}),
+}
+
+
+@pytest.mark.parametrize("args, kwargs", OTHERS.values(), ids=OTHERS)
+def test_second_arguments(args, kwargs):
+    both, x = pair(WithOptions()), x_of()
     assert_fused(both, x)
-    library, swapped = both
-    for args, kwargs in (((other,), {}), ((), {"context": other}), ((), {"strength": 0.5}),
-                         ((other,), {"strength": 2.0}), ((None,), {})):
-        results = []
-        said = said_in(lambda: results.extend(
-            step(each.se, x, *args, **kwargs) for each in both))  # noqa: B023
-        assert not said, "this is the library's call, not a change"
-        assert all(map(torch.equal, *results))
+    results = []
+    said = said_in(lambda: results.extend(step(each.se, x, *args, **kwargs) for each in both))
+    assert not said, "this is the library's call, not a change"
+    assert all(map(torch.equal, *results))
     assert_fused(both, x)
 
 
