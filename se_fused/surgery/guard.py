@@ -19,6 +19,7 @@ from se_fused.surgery.reads import Reads, is_harmless, is_watchable, reads_of
 from se_fused.surgery.report import Left, path_of
 
 _OURS = {"__se_fused__", "__fusion__", "__said__", "__on_gate__"}
+_LAST = {"__se_fused__", "__fusion__"}  # what is set on a module when it is swapped
 _OF_MODULES = {*vars(nn.Module()), "inplace"}
 _NONE = types.MappingProxyType({})
 _MAY_COME = {"weight", "bias", "_former_parameters", "_is_replica"}  # of FSDP and DataParallel
@@ -33,6 +34,7 @@ class Entry(NamedTuple):
     classes: tuple[type, ...]
     is_called: bool  # nothing else of it matters: its call is part of what runs
     attributes: int  # how many it has
+    last: str | None  # the one set last: another where there is a new one in the place of one
     reads: Reads | None
     names: tuple[str, ...]  # of plain attributes that its forward reads
     values: tuple
@@ -63,8 +65,9 @@ class Guard:
     def _difference(self, root: nn.Module) -> str | None:
         own = root.__dict__
         entry = self.root
-        if len(own) - ("__said__" in own) != entry.attributes and self._new_attribute(entry, own):
-            return self._new_attribute(entry, own)
+        if len(own) - ("__said__" in own) != entry.attributes or next(reversed(own)) not in _LAST:
+            if self._new_attribute(entry, own):
+                return self._new_attribute(entry, own)
         if entry.get is not None and entry.get(own) != entry.values:
             return _changed_value(entry, own)
         if tuple(own["_modules"]) != entry.children:
@@ -85,8 +88,9 @@ class Guard:
                 or own["_backward_pre_hooks"]
             ):
                 return f"{entry.path} has hooks"
-            if len(own) != entry.attributes and self._new_attribute(entry, own):
-                return self._new_attribute(entry, own)
+            if len(own) != entry.attributes or next(reversed(own)) != entry.last:
+                if self._new_attribute(entry, own):
+                    return self._new_attribute(entry, own)
             if entry.get is not None and entry.get(own) != entry.values:
                 return _changed_value(entry, own)
             if entry.children is not None and tuple(own["_modules"]) != entry.children:
@@ -168,7 +172,7 @@ def write_down(
         if path and parent not in numbers:
             continue  # inside of what is only called
         if path in called:
-            entries.append(Entry(path, numbers[parent], name, called[path], True, *[None] * 6))
+            entries.append(Entry(path, numbers[parent], name, called[path], True, *[None] * 7))
             continue
         numbers[path] = len(entries)
         reads = reads_of(type(module))
@@ -191,6 +195,7 @@ def write_down(
             classes=norms.get(path, (type(module),)),
             is_called=False,
             attributes=len(own) if path else len(own.keys() - _OURS) + 1,
+            last=next(reversed(own)),
             reads=None if path in norms else reads,
             names=names,
             values=copy.deepcopy(get(own)) if names else (),

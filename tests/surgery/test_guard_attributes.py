@@ -247,3 +247,27 @@ UNSEEN = {
 def test_what_cannot_be_watched_is_left(make, reason):
     report = replace_se(nn.Sequential(make().double()))
     assert [entry.reason for entry in report.left] == [reason] and not report.replaced
+
+
+def test_one_set_in_the_place_of_one_that_is_deleted():
+    """The module, and a layer of it, have as many attributes as before."""
+
+    def of_module(se):
+        del se.note
+        se.scaled = halved
+
+    def of_layer(se):
+        del se.fc[3].note
+        se.fc[3].forward = torch.tanh
+
+    for change, reason in ((of_module, "scaled has been set"), (of_layer, "fc.3.forward has been")):
+        module = copy_of(by_method, factor=1, note="a")
+        module.fc[3].note = "b"
+        both = pair(module)
+        for each in both:
+            change(each.se)
+        assert_library_runs(both, x_of(), reason)
+
+
+def halved(g):
+    return g / 2
