@@ -9,8 +9,6 @@ from pairs import assert_fused, assert_library_runs, pair
 from se_modules import C, Copied, times
 from torch import nn
 
-from se_fused import replace_se
-
 STRENGTH = 1.0
 SETTINGS = {"power": 1, "limits": [0.0, 1.0]}
 
@@ -199,54 +197,6 @@ def test_attributes_that_nothing_reads():
         each.se.note, each.se.seen = ["a"], torch.ones(2)
     assert_fused(both, x_of())
     assert both[1].se.note == ["a"] and both[1].se.seen.sum() == 2
-
-
-# What cannot be watched
-
-
-class Schedule:
-    factor = 1.0
-
-
-def by_object(self, x):
-    return times(x, gates(self, x) * self.schedule.factor)
-
-
-def by_tensor(self, x):
-    return times(x, gates(self, x) * self.scale)
-
-
-SCHEDULE = Schedule()
-
-
-def by_global_object(self, x):
-    return times(x, gates(self, x) * SCHEDULE.factor)
-
-
-UNSEEN = {
-    "object": (
-        lambda: copy_of(by_object, schedule=Schedule()),
-        "its forward reads schedule, a test_guard_attributes.Schedule that may change unseen",
-    ),
-    "tensor": (
-        lambda: copy_of(by_tensor, scale=torch.ones(())),
-        "its forward reads scale, a torch.Tensor that may change unseen",
-    ),
-    "object-in-a-list": (
-        lambda: copy_of(by_list, factors=[torch.ones(())]),
-        "its forward reads factors, a builtins.list that may change unseen",
-    ),
-    "global-object": (
-        lambda: copy_of(by_global_object),
-        "its forward reads SCHEDULE, a test_guard_attributes.Schedule that may change unseen",
-    ),
-}
-
-
-@pytest.mark.parametrize("make, reason", UNSEEN.values(), ids=UNSEEN)
-def test_what_cannot_be_watched_is_left(make, reason):
-    report = replace_se(nn.Sequential(make().double()))
-    assert [entry.reason for entry in report.left] == [reason] and not report.replaced
 
 
 def test_one_set_in_the_place_of_one_that_is_deleted():
