@@ -105,15 +105,15 @@ def test_backend_of_other_threads():
 
     reports, failed = [], []
 
-    def swap():
+    def swap(networks):
         try:
-            for _ in range(3):
-                reports.append(replace_se(network()))
+            reports.extend(map(replace_se, networks))
         except Exception as error:
             failed.append(error)
 
     with se_fused.backend("eager"):
-        threads = [threading.Thread(target=swap) for _ in range(3)]
+        networks = [[network() for _ in range(3)] for _ in range(3)]  # which draws
+        threads = [threading.Thread(target=swap, args=(each,)) for each in networks]
         watcher = threading.Thread(target=watch)
         for thread in (watcher, *threads):
             thread.start()
