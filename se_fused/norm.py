@@ -103,25 +103,28 @@ class FusedBatchNormSE(nn.Module):
             )
         if isinstance(x, torch.fx.Proxy):
             return traced(self, x) if residual is None else traced(self, x, residual)
-        return batch_norm_se(self.bn, self.act, self.se, x, residual, self.post_act)[0]
+        return batch_norm_se(self.bn, self.act, self.se, x, residual, self.post_act)
 
     def extra_repr(self) -> str:
         return f"add={self.add}"
 
 
-def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> tuple[Tensor, bool]:
+def batch_norm_se(bn, act, se, x, residual=None, post_act=None, unfused=None) -> Tensor:
     """``post_act(se(act(bn(x))) + residual)`` of modules that a model has: fused where they allow
-    it at this call, else one after another; and whether it was fused.
+    it at this call, else one after another.
 
-    Where bn is timm's BatchNormAct2d or SyncBatchNormAct, act is the one inside it.
+    Where bn is timm's BatchNormAct2d or SyncBatchNormAct, act is the one inside it. unfused: what
+    to call with se, x and residual where they do not.
     """
     found = block_specification(bn, act, se, x, residual, post_act)
     if found is None:
-        return _one_by_one(bn, act, se, x, residual, post_act), False
+        if unfused is not None:
+            unfused(se, x, residual)
+        return _one_by_one(bn, act, se, x, residual, post_act)
     w1, b1, w2, b2, inner_act, gate = found
     is_tracking = bn.training and bn.track_running_stats
     has_running = bn.running_mean is not None and (is_tracking or not bn.training)
-    y = tail.batch_norm_squeeze_excite(
+    return tail.batch_norm_squeeze_excite(
         x,
         bn.running_mean if has_running else None,
         bn.running_var if has_running else None,
@@ -142,7 +145,6 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None) -> tuple[Tensor,
         process_group=_process_group(bn),
         on_gate=se.__on_gate__,
     )
-    return y, True
 
 
 def block_specification(bn, act, se, x, residual, post_act) -> Specification | None:
@@ -158,14 +160,18 @@ def block_specification(bn, act, se, x, residual, post_act) -> Specification | N
     for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
         if t is not None and not is_beside(t, x):
             return None
-    if residual is not None and not (
+    if residual is not None and not is_like(residual, x):
+        return None
+    return specification_of(se, x)
+
+
+def is_like(residual, x: Tensor) -> bool:
+    return (
         is_plain(residual)
         and (torch.jit.is_tracing() or residual.shape == x.shape)
         and residual.dtype == x.dtype
         and residual.device == x.device
-    ):
-        return None
-    return specification_of(se, x)
+    )
 
 
 def _one_by_one(bn, act, se, x, residual, post_act):

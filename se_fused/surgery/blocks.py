@@ -20,7 +20,7 @@ class FusedBlock(ClassSwapped):
     __fusion__: Fusion | None = None  # a slice of a fused Sequential has its class alone
 
     @classmethod
-    def members(cls, library: type[nn.Module]) -> dict:
+    def __members__(cls, library: type[nn.Module]) -> dict:
         def run(block, args, kwargs):
             proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.fx.Proxy)]
             if proxies:  # torch.fx sees the library's own graph, with the names of its nodes

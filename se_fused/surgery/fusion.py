@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 from torch.fx import Graph, Node
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from se_fused.layers import has_hooks
-from se_fused.norm import batch_norm_se, synchronised_or_not
+from se_fused.layers import has_hooks, is_changed, is_plain
+from se_fused.module import FusedSE
+from se_fused.norm import batch_norm_se, is_like, synchronised_or_not
 from se_fused.surgery.block_trial import compare
 from se_fused.surgery.calls import Calls, Signature
 from se_fused.surgery.comparison import description, first_line
@@ -147,25 +149,41 @@ def _guard(block: nn.Module, opened: list[str], matches: list[Match]) -> Guard:
     for match in matches:
         norms[match.bn] = synchronised_or_not(type(block.get_submodule(match.bn)))
         watched |= {*match.modules} - {match.se}
+
+    def classes(module: nn.Module) -> tuple[type, ...]:
+        cls = type(module)
+        return synchronised_or_not(cls) if isinstance(module, _BatchNorm) else (cls,)
+
     called = {
-        path: (type(module),)
+        path: classes(module)
         for path, module in block.named_modules(remove_duplicate=False)
         if path not in watched
     }
     return write_down(block, called, norms)
 
 
-def fused_end(bn, act, se, x, residual, post_act) -> Tensor:
-    """``batch_norm_se``; says so once where it runs its layers one after another."""
-    y, is_fused = batch_norm_se(bn, act, se, x, residual, post_act)
-    if not is_fused and se.__se_fused__.intact(se):
-        reason = "its layers or the map are others than fused operators take"
-        say_once(se, reason, "runs apart from the layers around it")
-    return y
+def fused_end(bn, act, se, x, residual, post) -> Tensor:
+    return batch_norm_se(bn, act, se, x, residual, post, _say_why_not)
+
+
+def _say_why_not(se: FusedSE, x, residual):
+    """A swapped module that runs its library's forward says so itself."""
+    form = se.__se_fused__
+    if is_changed(se):
+        reason = "it has hooks or a forward of its own"
+    elif not is_plain(x):
+        reason = f"its map is a {type(x).__name__}"
+    elif residual is not None and not is_like(residual, x):
+        reason = "what is added to its map is of another shape or dtype, or no plain tensor"
+    elif form.guard is None or form.squeeze(se) != "avg" or not form.is_se_alone:
+        reason = "it is not one operator, or its tensors are no plain ones of the map's dtype"
+    else:
+        return
+    say_once(se, reason, "is not fused with the layers around it")
 
 
 def _rewrite(graph: Graph, match: Match):
-    """Puts one call of ``batch_norm_se`` in the place of the calls of a match."""
+    """Puts one call of ``fused_end`` in the place of the calls of a match."""
 
     def node_of(step: str | Callable | None) -> Node | None:
         if step is None or isinstance(step, str):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from se_fused.layers import is_plain
 from se_fused.module import FusedSE
 from se_fused.surgery.comparison import (
     RandomStates,
@@ -22,11 +23,17 @@ from se_fused.surgery.report import Left
 
 _DEVICES = ("cpu", "cuda")
 _tracing = threading.Lock()  # torch.fx patches nn.Module while it traces
+_SHARDED = ("_fsdp_flattened", "ds_id")  # how FSDP and DeepSpeed mark parameters
 
 
 def sharing_copy(block: nn.Module) -> nn.Module:
     """A copy of the modules and their attributes, with the same parameters and buffers."""
     shared = {id(t): t for t in [*block.parameters(), *block.buffers()]}
+    for t in shared.values():
+        if not is_plain(t):
+            raise Left(f"its block has a {type(t).__name__} among its tensors")
+        if any(hasattr(t, mark) for mark in _SHARDED):
+            raise Left("its block's parameters are sharded: call fuse before")
     try:
         return copy.deepcopy(block, shared)
     except Exception as error:  # whatever a library's attributes raise

@@ -19,6 +19,7 @@ from se_fused.surgery.reads import Reads, is_harmless, is_watchable, reads_of
 from se_fused.surgery.report import Left, path_of
 
 _OURS = {"__se_fused__", "__fusion__", "__said__", "__on_gate__"}
+_LAST = {"__se_fused__", "__fusion__"}  # what is set on a module when it is swapped
 _OF_MODULES = {*vars(nn.Module()), "inplace"}
 _NONE = types.MappingProxyType({})
 _MAY_COME = {"weight", "bias", "_former_parameters", "_is_replica"}  # of FSDP and DataParallel
@@ -33,6 +34,7 @@ class Entry(NamedTuple):
     classes: tuple[type, ...]
     is_called: bool = False  # nothing else of it matters: its call is part of what runs
     attributes: int = 0  # how many it has
+    last: str | None = None  # the one set last: another where a new one is in the place of one
     get: itemgetter | None = None
     values: tuple = ()  # of plain attributes that its forward reads
     children: tuple[str, ...] | None = None  # None: whatever there is
@@ -48,7 +50,7 @@ class Guard:
         self.values = tuple(values)
         watched = [e.classes[0] for e in (self.root, *self.entries) if not e.is_called]
         self.forwards = tuple((cls, cls.forward) for cls in dict.fromkeys(watched))
-        self.checks = tuple((entry, *entry[1:9]) for entry in self.entries)
+        self.checks = tuple((entry, *entry[1:10]) for entry in self.entries)
 
     def difference(self, root: nn.Module) -> str | None:
         """What has changed, if anything."""
@@ -59,19 +61,23 @@ class Guard:
         try:
             return self._difference(root)
         except KeyError as error:
-            return f"{error} is gone"
+            return f"{error.args[0]} is gone"
+        except (RuntimeError, ValueError, TypeError) as error:  # of a tensor or array among them
+            return f"an attribute cannot be compared: {error}"
 
     def _difference(self, root: nn.Module) -> str | None:
         own = root.__dict__
         entry = self.root
-        if len(own) != entry.attributes and self._new_attribute(entry, own):
-            return self._new_attribute(entry, own)
+        if len(own) - ("__said__" in own) != entry.attributes or next(reversed(own)) not in _LAST:
+            if self._new_attribute(entry, own):
+                return self._new_attribute(entry, own)
         if entry.get is not None and entry.get(own) != entry.values:
             return _changed_value(entry, own)
         if tuple(own["_modules"]) != entry.children:
             return "its children are others"
         modules = [root]
-        for entry, parent, name, classes, is_called, count, get, values, children in self.checks:
+        for check in self.checks:
+            entry, parent, name, classes, is_called, count, last, get, values, children = check
             module = modules[parent]._modules.get(name)
             if type(module) not in classes:
                 return _changed_class(entry, module)
@@ -86,8 +92,11 @@ class Guard:
                 or own["_backward_pre_hooks"]
             ):
                 return f"{entry.path} has hooks"
-            if len(own) != count and self._new_attribute(entry, own):
-                return self._new_attribute(entry, own)
+            if len(own) != count or (last is not None and next(reversed(own)) != last):
+                if self._new_attribute(entry, own):
+                    return self._new_attribute(entry, own)
+            if "forward" in own:
+                return f"{entry.path}.forward has been set"
             if get is not None and get(own) != values:
                 return _changed_value(entry, own)
             if children is not None and (children or own["_modules"]):
@@ -176,6 +185,7 @@ def write_down(
         for each in names:
             if not is_watchable(own[each]):
                 raise Left(_reason(f"{path}.{each}".lstrip("."), own[each]))
+        is_pytorch_s = type(module).__module__.startswith("torch.nn.")
         names = names * 2 if len(names) == 1 else names  # itemgetter makes no tuple of one
         get = itemgetter(*names) if names else None
         entry = Entry(
@@ -184,6 +194,7 @@ def write_down(
             name=name,
             classes=norms.get(path, (type(module),)),
             attributes=len(own) if path else len(own.keys() - _OURS) + 1,
+            last=None if path in norms or is_pytorch_s else next(reversed(own)),
             reads=None if path in norms else reads,
             names=names,
             values=copy.deepcopy(get(own)) if names else (),
@@ -229,14 +240,14 @@ def _short(value) -> str:
 def say_once(module: nn.Module, reason: str, what: str = "runs its library's forward, unfused"):
     """A warning, once for a reason, of what a module does instead of what it was swapped for."""
     if torch.compiler.is_compiling():
-        _warn(type(module).__name__, what, reason)
+        _warn(f"{type(module).__name__} {what}: {reason}")
     elif module.__dict__.get("__said__") != reason:
         module.__dict__["__said__"] = reason
-        _warn(type(module).__name__, what, reason)
+        _warn(f"{type(module).__name__} {what}: {reason}")
 
 
-def _warn(name: str, what: str, reason: str):
-    warnings.warn(f"{name} {what}: {reason}", UserWarning, stacklevel=2)
+def _warn(text: str):
+    warnings.warn(text, UserWarning, stacklevel=2)
 
 
 # torch.compiler.assume_constant_result, without its import of torch._dynamo: said while it traces.

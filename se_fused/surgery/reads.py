@@ -150,8 +150,14 @@ class Outside:
         """The name of one that has changed; all are put back."""
         changed = None
         for name, value, before in self.before:
-            if len(value) != len(before) or any(a is not b for a, b in zip(value, before)):
+            if _items(value) != _items(before):
                 changed = name
                 value.clear()
                 value.extend(before) if isinstance(value, list) else value.update(before)
         return changed
+
+
+def _items(container) -> list[int]:
+    """Which objects a container has, in order."""
+    values = container.values() if isinstance(container, dict) else []
+    return [id(each) for each in (*container, *values)]

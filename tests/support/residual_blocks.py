@@ -6,6 +6,7 @@ from torch import nn
 import se_fused.surgery.fusion
 from se_fused import FusedSE
 from se_fused.differentiation import needs_plain_operators
+from se_fused.norm import block_specification
 from se_fused.surgery import fuse
 
 C = 24
@@ -79,10 +80,11 @@ def recorded_calls(monkeypatch):
     """The modules of each fused call, of blocks that are fused from now on; not in their trials."""
     calls, function = [], se_fused.surgery.fusion.batch_norm_se
 
-    def batch_norm_se(bn, act, se, *args):
-        if not needs_plain_operators():
+    def batch_norm_se(bn, act, se, x, residual, post, unfused):
+        is_fused = block_specification(bn, act, se, x, residual, post) is not None
+        if is_fused and not needs_plain_operators():
             calls.append((bn, act, se))
-        return function(bn, act, se, *args)
+        return function(bn, act, se, x, residual, post, unfused)
 
     monkeypatch.setattr(se_fused.surgery.fusion, "batch_norm_se", batch_norm_se)
     return calls

@@ -107,7 +107,7 @@ def test_se_that_is_hooked_in_a_fused_block():
     fuse(module)
     seen = []
     module.se.fc1.register_forward_hook(lambda *arguments: seen.append(1))
-    with pytest.warns(UserWarning, match="FusedSE runs apart from the layers around it"):
+    with pytest.warns(UserWarning, match="FusedSE is not fused with the layers around it"):
         module(x)
     module(x)
     assert len(seen) == 2

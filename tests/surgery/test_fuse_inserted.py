@@ -58,7 +58,6 @@ COVERED = {
     "activation": (
         lambda: _block(_activates, act=nn.SiLU()), "act", "BatchNorm + silu + SE + add + relu"
     ),
-    "result-of-another-shape": (lambda: _block(_adds_a_mean), "bn", END),
 }
 
 
@@ -72,6 +71,17 @@ def test_covers(monkeypatch, make, layer, covers):
     assert [entry[::2] for entry in report.replaced] == [("block", covers)] and not report.left
     assert_same_steps(network, unfused)
     assert calls
+
+
+def test_sum_with_another_shape_runs_unfused(monkeypatch):
+    calls = recorded_calls(monkeypatch)
+    network = Net(_block(_adds_a_mean)).double()
+    insert_se(network, blocks=lambda name, module: C if name == "block.bn" else None)
+    unfused = copy.deepcopy(network)
+    assert len(fuse(network).replaced) == 1
+    with pytest.warns(UserWarning, match="added to its map is of another shape"):
+        assert_same_steps(network, unfused)
+    assert not calls
 
 
 LEFT = {
