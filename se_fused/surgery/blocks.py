@@ -13,6 +13,8 @@ from se_fused.surgery.graph import OwnProxy
 from se_fused.surgery.guard import say_once
 from se_fused.surgery.report import Left
 
+_TRACED = "torch.fx traces through it: make its class a leaf, or call fuse on the traced module"
+
 
 class FusedBlock(ClassSwapped):
     """A library's block with fused calls in its forward."""
@@ -25,7 +27,7 @@ class FusedBlock(ClassSwapped):
             proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.fx.Proxy)]
             if proxies:  # torch.fx sees the library's own graph, with the names of its nodes
                 if not isinstance(proxies[0], OwnProxy):
-                    say_once(block, "torch.fx traces it: call fuse on the traced module")
+                    say_once(block, _TRACED)
                 return library.forward(block, *args, **kwargs)
             if block.__fusion__ is None:
                 return library.forward(block, *args, **kwargs)

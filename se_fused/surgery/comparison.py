@@ -80,18 +80,26 @@ def on_trial():
 
 def _on_trial():
     before = RandomStates.now()
+    try:
+        with without_global_hooks(), plain_operators(), torch.inference_mode(False):
+            with torch.enable_grad():
+                yield
+    finally:
+        if RandomStates.now() != before:
+            before.restore()
+
+
+@contextmanager
+def without_global_hooks():
     every = torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks
     hooks = [[*each.items()] for each in every]
     try:
         for each in every:
             each.clear()
-        with plain_operators(), torch.inference_mode(False), torch.enable_grad():
-            yield
+        yield
     finally:
         for each, items in zip(every, hooks):
             each.update(items)
-        if RandomStates.now() != before:
-            before.restore()
 
 
 class RandomStates(NamedTuple):

@@ -3,6 +3,7 @@
 import copy
 import operator
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import torch
@@ -17,12 +18,14 @@ from se_fused.surgery.comparison import (
     attributes_of,
     changed_attribute,
     first_line,
+    without_global_hooks,
 )
 from se_fused.surgery.reads import Outside
 from se_fused.surgery.report import Left
 
 _DEVICES = ("cpu", "cuda")
 _tracing = threading.Lock()  # torch.fx patches nn.Module while it traces
+_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 _SHARDED = ("_fsdp_flattened", "ds_id")  # how FSDP and DeepSpeed mark parameters
 
 
@@ -35,9 +38,12 @@ def sharing_copy(block: nn.Module) -> nn.Module:
         if any(hasattr(t, mark) for mark in _SHARDED):
             raise Left("its block's parameters are sharded: call fuse before")
     try:
-        return copy.deepcopy(block, shared)
+        twin = copy.deepcopy(block, shared)
     except Exception as error:  # whatever a library's attributes raise
         raise Left(f"its block cannot be copied: {first_line(error)}") from error
+    for module in twin.modules():  # hooks would be called with what torch.fx traces by
+        vars(module).update({name: OrderedDict() for name in _HOOKS})
+    return twin
 
 
 def trace(block: nn.Module, opened: Iterable[nn.Module], given: tuple[str, ...]) -> Graph:
@@ -123,7 +129,7 @@ def _trace(block: nn.Module, opened: set, given: tuple[str, ...], training: bool
         vars(module)["training"] = training
     try:
         _switch(training, training, training)
-        with _tracing:
+        with _tracing, without_global_hooks():
             return _Tracer(opened, given).trace(block)
     except Left:
         raise

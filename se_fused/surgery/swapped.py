@@ -28,6 +28,7 @@ from se_fused.surgery.comparison import example
 from se_fused.surgery.guard import say_once, write_down
 from se_fused.surgery.report import Left
 
+NOT_PLAIN = "its weights are no plain tensors of x's dtype and on its device"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -77,13 +78,13 @@ class SwappedSE(ClassSwapped, FusedSE):
             form = module.__se_fused__
             if form is None:
                 return library.forward(module, *args, **kwargs)
-            reason = form.guard.difference(module) or _unfit(cls, form, x)
+            reason = form.guard.difference(module) or _unfit_map(cls, form, x)
             if reason is None:
                 layers = layers_of(module, form.slots)
                 found = None if form.names is None else specification(layers, form.names, x)
                 if found is not None or (form.names is None and _are_plain(layers, x)):
                     return cls.__fused__(module, form, found, *arguments)
-                reason = "its weights are no plain tensors of x's dtype and on its device"
+                reason = NOT_PLAIN
             say_once(module, reason)
             return library.forward(module, *args, **kwargs)
 
@@ -132,8 +133,15 @@ def _first_parameter(library: type[nn.Module]) -> str:
     return parameters[1] if len(parameters) > 1 else ""
 
 
-def _unfit(kind: type[SwappedSE], form: Form, x) -> str | None:
-    """Why a map is left to the library's forward."""
+def unfit(kind: type[SwappedSE], module: nn.Module, form: Form, x) -> str | None:
+    """Why a map or the weights beside it are left to the library's forward."""
+    reason = _unfit_map(kind, form, x)
+    if reason is None and not _are_plain(layers_of(module, form.slots), x):
+        reason = NOT_PLAIN
+    return reason
+
+
+def _unfit_map(kind: type[SwappedSE], form: Form, x) -> str | None:
     if not is_plain(x):
         return f"it was called with a {type(x).__name__}"
     if x.dtype not in _DTYPES or not 2 <= x.dim() <= 5:
@@ -180,9 +188,10 @@ class SwappedSCSE(SwappedSE):
 def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
     """What a library's module computes, with a guard on all of it; raises Left."""
     layers = layers_of(module, slots)
-    weight = layers.fc1._parameters.get("weight")
-    if weight is None or weight.dim() < 2:
-        raise Left("its weights are sharded, or not its layers' own: call replace_se before")
+    own = vars(layers.fc1)  # never by a property, which may compute it
+    weight = own["_parameters"].get("weight", own.get("weight"))
+    if not isinstance(weight, Tensor) or weight.dim() < 2:
+        raise Left("its weights are sharded or quantized: call replace_se before")
     squeeze = "avg_max" if getattr(module, "add_maxpool", False) is True else "avg"
     called = {path: (type(module.get_submodule(path)),) for path in kind.__beside__
               if path in module._modules}  # fmt: skip

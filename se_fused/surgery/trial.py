@@ -24,7 +24,7 @@ from se_fused.surgery.observed_run import by
 from se_fused.surgery.reads import Outside
 from se_fused.surgery.report import Left, path_of
 from se_fused.surgery.structure import is_script, lazy_layer, named_modules
-from se_fused.surgery.swapped import SwappedSE, form_of, swap
+from se_fused.surgery.swapped import SwappedSE, form_of, swap, unfit
 
 NO_SE = "it squeezes no feature map [N, C, *spatial]"
 _LARGE = 30
@@ -119,9 +119,6 @@ def _compare(module: nn.Module, kind: type[SwappedSE], form: Form):
     fused = copy.deepcopy(original)
     swap(fused, kind, form)
     before, errors = attributes_of(original), []
-    changed = form.guard.difference(fused)  # then it would be compared with itself
-    if changed is not None:
-        raise Left(f"in a copy of it, {changed}")
     for sizes in _SIZES:
         examples = [kind.__example_map__(original, form.slots, size, numbers) for size in sizes]
         squeezed = _squeezed(original, form, examples[0])
@@ -133,6 +130,9 @@ def _compare(module: nn.Module, kind: type[SwappedSE], form: Form):
             raise Left(f"its forward sets {changed}")
         if squeezed != examples[0].shape[0] * form.channels:
             raise Left(NO_SE)
+        reason = form.guard.difference(fused) or unfit(kind, fused, form, examples[0])
+        if reason is not None:  # it would be compared with itself
+            raise Left(f"in a copy of it, {reason}")
         for x in examples:
             x[1] *= _LARGE  # beyond the bounds of functions that have some
             for training in (True, False):

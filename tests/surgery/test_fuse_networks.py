@@ -145,20 +145,6 @@ def test_drop_path_ends_the_fusion():
     assert covers == [END] + 7 * [SE]
 
 
-def test_feature_extraction_of_a_fused_network():
-    extraction = pytest.importorskip("torchvision.models.feature_extraction", reason=WITHOUT)
-    network, size = from_torchvision("mobilenet_v3_small")
-    network.eval()
-    x = torch.randn(2, 3, *size)
-    name = "features.4.block.2"  # an SE module inside of a fused block
-    expected = extraction.create_feature_extractor(network, [name])(x)[name]
-    replace_se(network)
-    fuse(network)
-    with pytest.warns(UserWarning, match="torch.fx traces it: call fuse on the traced module"):
-        extractor = extraction.create_feature_extractor(network, [name])
-    torch.testing.assert_close(extractor(x)[name], expected, rtol=1e-4, atol=1e-5)
-
-
 @kept(pytest.mark.parametrize("name, covered", [("efficientnet_b0", {SILU: 16}),
                                                 ("regnety_002", {RELU: 13})],
                               ids=["efficientnet-b0", "regnety"]), "regnety")

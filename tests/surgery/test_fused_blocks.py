@@ -145,6 +145,20 @@ def test_change_after_the_fusion(monkeypatch, change, word):
             assert said[0].startswith("FusedBlock runs its library's forward, unfused: ")
 
 
+def test_hooks_do_not_run_in_fuse():
+    """They would be called with what torch.fx traces by, and with copies."""
+    net = Net(Block(bn=nn.Sequential(nn.BatchNorm2d(C))))
+    seen, hook = [], lambda *arguments: seen.append(arguments)
+    net.block.bn.register_forward_hook(hook)
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        report = fuse(net)
+    finally:
+        handle.remove()
+    assert not seen and [entry.reason for entry in report.left] == ["bn has hooks"]
+    assert net.block.bn._forward_hooks
+
+
 def test_change_of_a_container(monkeypatch):
     calls = recorded_calls(monkeypatch)
     net = Net(nn.Sequential(nn.Sequential(nn.BatchNorm2d(C), nn.ReLU()), FusedSE(C))).double()
