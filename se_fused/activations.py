@@ -127,6 +127,7 @@ _ELSEWHERE = {
     torch.relu: "relu",
     torch.sigmoid: "sigmoid",
     torch.tanh: "tanh",
+    torch.positive: "identity",
     F.gelu: "gelu",
     **{(m, n): name for m, known in _LIBRARIES.items() for n, name in known.items()},
 }

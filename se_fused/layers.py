@@ -79,14 +79,12 @@ def names_of(layers: Layers) -> tuple[str, str] | None:
     return act_name, gate_name
 
 
-def specification(layers: Layers, names: tuple[str, str] | None, x) -> Specification | None:
+def specification(layers: Layers, names: tuple[str, str], x) -> Specification | None:
     """What to compute on x; None where the parameters may not be read beside it."""
-    if names is None:
+    first, second = plain_weights(layers.fc1, x), plain_weights(layers.fc2, x)
+    if first is None or second is None:
         return None
-    weights = plain_weights(layers.fc1, x), plain_weights(layers.fc2, x)
-    if None in weights:
-        return None
-    return Specification(*weights[0], *weights[1], *names)
+    return Specification(*first, *second, *names)
 
 
 def plain_weights(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
@@ -97,18 +95,16 @@ def plain_weights(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] |
     weight, bias = own.get("weight"), own.get("bias")
     if not is_beside(weight, x) or weight.dim() < 2:  # partitioned ones are empty vectors
         return None
-    if bias is not None and not is_beside(bias, x):
+    if bias is not None and not (is_plain(bias) and bias.dtype == weight.dtype):
         return None
     return weight, bias
 
 
 def is_beside(t: Tensor, x: Tensor) -> bool:
     """A plain tensor on x's device, of its dtype or of the accumulator's."""
-    return (
-        is_plain(t)
-        and t.device == x.device
-        and (t.dtype == x.dtype or t.dtype == acc_dtype(x.dtype))
-    )
+    if not is_plain(t) or t.device != x.device:
+        return False
+    return t.dtype == x.dtype or t.dtype == acc_dtype(x.dtype)
 
 
 def is_plain(t) -> bool:
@@ -125,9 +121,22 @@ def _is_plain_kind(kind: type) -> bool:
     return kind.__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
+# The forwards of PyTorch's layers, which somebody may replace on their classes.
+_FORWARDS = {
+    cls: cls.forward
+    for room in ("conv", "linear", "batchnorm", "activation")
+    for cls in vars(getattr(nn.modules, room)).values()
+    if isinstance(cls, type) and issubclass(cls, nn.Module)
+}
+
+
 def is_changed(layer) -> bool:
     """Whether a call of a layer is more than its class's forward."""
-    return isinstance(layer, nn.Module) and ("forward" in layer.__dict__ or has_hooks(layer))
+    if not isinstance(layer, nn.Module):
+        return False
+    forward = type(layer).forward
+    known = _FORWARDS.get(type(layer), forward)
+    return forward is not known or "forward" in layer.__dict__ or has_hooks(layer)
 
 
 def has_hooks(layer: nn.Module) -> bool:
@@ -141,10 +150,10 @@ def has_hooks(layer: nn.Module) -> bool:
 
 def has_global_hooks() -> bool:
     """Hooks on every module's forward, but those with which PyTorch counts FLOPs by module."""
-    before, after = torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks
-    if not (before or after):
+    if not (torch_module._global_forward_pre_hooks or torch_module._global_forward_hooks):
         return False
-    hooks = [*before.values(), *after.values()]
+    hooks = torch_module._global_forward_pre_hooks.values()
+    hooks = [*hooks, *torch_module._global_forward_hooks.values()]
     return any(hook.__module__ != "torch.utils.module_tracker" for hook in hooks)
 
 

@@ -36,6 +36,7 @@ class Form(NamedTuple):
     guard: object = None  # of a swapped module: what must be as it was at the swap
     names: tuple[str, str] | None = None  # of its act and gate then
     channels: int | None = None
+    dims: int | None = None  # of what its first layer takes
 
     def squeeze(self, module: nn.Module) -> str:
         return self.swapped_squeeze or module.squeeze
@@ -49,7 +50,7 @@ class Form(NamedTuple):
             return None
         layers = layers_of(module, self.slots)
         names = names_of(layers) if self.guard is None else self.names
-        return specification(layers, names, x)
+        return None if names is None else specification(layers, names, x)
 
 
 class FusedSE(nn.Module):
@@ -137,15 +138,15 @@ class FusedSE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, torch.fx.Proxy):
             return traced(self, x)
-        return compute(self, x, self.__se_fused__)
+        form = self.__se_fused__
+        return compute(self, x, form, form.specification(self, x))
 
     def extra_repr(self) -> str:
         return described(self, self.__se_fused__)
 
 
-def compute(module: FusedSE, x: Tensor, form: Form) -> Tensor:
-    """Squeeze, excitation and rescale of x by the module's layers."""
-    found = form.specification(module, x)
+def compute(module: FusedSE, x: Tensor, form: Form, found: Specification | None) -> Tensor:
+    """Squeeze, excitation and rescale of x by the module's layers; found: form's specification."""
     on_gate = module.__on_gate__
     if found is None:
         gate = _gate(module, x, form, on_gate)

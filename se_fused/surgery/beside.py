@@ -23,11 +23,11 @@ MARK = "__inserted__"  # an attribute of the SE blocks, in copies of them too
 class BlockWithSE(ClassSwapped):
     """A block that has SE beside its layers, or after all of them."""
 
-    prefix = "SE"
+    __prefix__ = "SE"
     __insertions__: tuple[Insertion, ...]
 
     @staticmethod
-    def members(library: type[nn.Module], *insertions: Insertion) -> dict:
+    def __members__(library: type[nn.Module], *insertions: Insertion) -> dict:
         return {"__insertions__": insertions, **methods_with_se(library, insertions)}
 
 

@@ -20,7 +20,7 @@ from se_fused.surgery.comparison import (
     on_trial,
     random_copy,
 )
-from se_fused.surgery.guard import Guard
+from se_fused.surgery.reads import Outside
 from se_fused.surgery.report import Left
 
 _SIZES = {
@@ -32,7 +32,7 @@ _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 def compare(
-    block: nn.Module, guard: Guard, way: tuple[str, ...], function: Callable, seen: list[dict]
+    block: nn.Module, way: tuple[str, ...], function: Callable, seen: list[dict]
 ):
     """Raises Left where the fused function is not the block's forward: in results, gradients,
     buffers and random numbers drawn, in training at two sizes and in eval mode.
@@ -40,7 +40,7 @@ def compare(
     seen: arguments that the block was called with, of whose shapes examples are made; else they
     are made from its layers.
     """
-    numbers = generator()
+    numbers, outside = generator(), Outside(block)
     try:
         library = random_copy(block, numbers)
         dims = _dims_of(library)
@@ -54,7 +54,7 @@ def compare(
     except Exception as error:  # whatever a library's code raises
         raise Left(f"its block could not be tried: {first_line(error)}") from error
     finally:
-        changed = guard.put_back()
+        changed = outside.put_back()
     if changed is not None:
         raise Left(f"its block's forward changes {changed}")
 
@@ -72,7 +72,7 @@ def _compare(library, fused, function, examples: list[dict]):
             library.train(training)
             if type(library).forward is not forward:  # torchvision's DualGraphModule
                 raise Left("its block's forward is another in training than in eval mode")
-            before = attributes_of(library)
+            before = attributes_of(library, tensors=False)
             expected = Step.of(library, (), given, states)
             changed = changed_attribute(library, before)
             if changed is not None:
@@ -112,46 +112,47 @@ def _alike(seen: list[dict], numbers) -> list[dict]:
 
 def _examples(library: nn.Module, way: tuple[str, ...], dims: int, numbers) -> list[dict]:
     """Arguments that the block takes, at two sizes where there are two."""
-    found, error = [], None
+    error = None
     for channels in _widths(library):
+        found = []
         for size in _SIZES[dims]:
             x = example((2 + len(found), channels, *size), numbers)
-            given, error = _accepted(library, way, x, numbers)
-            if given is not None:
-                found.append(given)
+            try:
+                found.append(_accepted(library, way, x, numbers))
+            except Exception as raised:  # whatever a library's forward raises
+                error = error or raised
             if len(found) == 2:
-                return found
+                break
         if found:
             return found
-    raise Left(
-        f"no input could be made for its block ({first_line(error)}): give fuse example_inputs"
-        if error
-        else "no input could be made for its block: give fuse example_inputs"
-    )
+    why = f" ({first_line(error)})" if error else ""
+    raise Left(f"no input could be made for its block{why}: give fuse example_inputs")
 
 
-def _accepted(library: nn.Module, way, x: Tensor, numbers) -> tuple[dict | None, Exception | None]:
-    """x for all arguments; or for those after the first, what is like the result."""
-    error = None
+def _accepted(library: nn.Module, way: tuple[str, ...], x: Tensor, numbers) -> dict:
+    """x for the first argument; for the others what is like it, or like the last result."""
+    shapes, results = [tuple(x.shape)], []
+
+    def look(module, args, result):
+        if isinstance(result, Tensor):
+            results.append(tuple(result.shape))
+
+    hooks = [module.register_forward_hook(look) for module in library.modules()]
     first, *others = way
-    shapes = [x.shape]
-    while shapes:
-        shape = shapes.pop(0)
-        given = {first: x, **{name: example(tuple(shape), numbers) for name in others}}
-        try:
-            with torch.no_grad():
-                library.eval()(**given)
-            return given, None
-        except Exception as raised:  # whatever a library's forward raises
-            error = raised
-        if others and shape is x.shape:
+    try:
+        while True:
+            given = {first: x, **{name: example(shapes[-1], numbers) for name in others}}
             try:
                 with torch.no_grad():
-                    y = library.eval()(**{first: x})
-                shapes += [y.shape] if isinstance(y, Tensor) else []
-            except Exception as raised:
-                error = raised
-    return None, error
+                    library.eval()(**given)
+                return given
+            except Exception:
+                if not others or not results or results[-1] in shapes:
+                    raise
+                shapes.append(results[-1])
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _widths(library: nn.Module) -> list[int]:

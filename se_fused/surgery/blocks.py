@@ -22,20 +22,20 @@ class FusedBlock(ClassSwapped):
     __fusion__: Fusion | None = None  # a slice of a fused Sequential has its class alone
 
     @classmethod
-    def members(cls, library: type[nn.Module]) -> dict:
-        def run(block, plain, args, kwargs):
+    def __members__(cls, library: type[nn.Module]) -> dict:
+        def run(block, args, kwargs):
             proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.fx.Proxy)]
             if proxies:  # torch.fx sees the library's own graph, with the names of its nodes
                 if not isinstance(proxies[0], OwnProxy):
                     say_once(block, _TRACED)
-                return plain(block, *args, **kwargs)
+                return library.forward(block, *args, **kwargs)
             if block.__fusion__ is None:
-                return plain(block, *args, **kwargs)
+                return library.forward(block, *args, **kwargs)
             function, found = block.__fusion__.calls.find(block, args, kwargs)
             if function is not None:
                 return function(block, *found)
             say_once(block, found)
-            return plain(block, *args, **kwargs)
+            return library.forward(block, *args, **kwargs)
 
         def restore(block, state):
             library.__setstate__(block, state)

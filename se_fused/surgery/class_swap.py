@@ -16,10 +16,10 @@ from torch import nn
 class ClassSwapped(nn.Module):
     """What a made class inherits from beside the library's class, which comes before it."""
 
-    prefix = "Fused"  # of its name
+    __prefix__ = "Fused"  # of its name
 
     @staticmethod
-    def members(library: type[nn.Module], *key) -> dict:
+    def __members__(library: type[nn.Module], *key) -> dict:
         """The attributes of the made class, ``forward`` among them."""
         raise NotImplementedError
 
@@ -36,9 +36,9 @@ def _made_class(kind: type[ClassSwapped], library: type[nn.Module], key: tuple) 
         "__doc__": kind.__doc__,
         "__reduce_ex__": _reduce,
         "__made_of__": (kind, library, key),
-        **kind.members(library, *key),
+        **kind.__members__(library, *key),
     }
-    name = f"{kind.prefix}{library.__name__}"
+    name = f"{kind.__prefix__}{library.__name__}"
     return types.new_class(name, (library, kind), exec_body=lambda body: body.update(members))
 
 
@@ -53,11 +53,11 @@ def kind_of(cls: type) -> type[ClassSwapped] | None:
 
 
 def with_source_of(plain: Callable, run: Callable) -> Callable:
-    """A forward that calls ``run(self, plain, args, kwargs)``, with the signature, the source and
+    """A forward that calls ``run(self, args, kwargs)``, with the signature, the source and
     the global names of ``plain``: torch.jit.script compiles the library's own forward."""
 
     def forward(self, *args, **kwargs):
-        return run(self, plain, args, kwargs)
+        return run(self, args, kwargs)
 
     names = getattr(plain, "__globals__", globals())
     return wraps(plain)(

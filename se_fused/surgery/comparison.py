@@ -3,6 +3,7 @@
 import copy
 import random
 import sys
+import threading
 from collections import OrderedDict
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -10,10 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from se_fused.differentiation import plain_operators
 
 _SEED = 1709
+# Of several threads: random states and the hooks of all modules are one for all of them.
+_one_at_a_time = threading.RLock()
 
 
 def generator() -> torch.Generator:
@@ -26,7 +31,30 @@ def example(shape: tuple[int, ...], numbers: torch.Generator) -> Tensor:
 
 def random_copy(module: nn.Module, numbers: torch.Generator) -> nn.Module:
     """A copy on the CPU, in float64, with random parameters and buffers."""
-    twin = copy.deepcopy(module)
+    return randomise(copy.deepcopy(module), numbers)
+
+
+def bare_copy(module: nn.Module, is_hollow: bool = False) -> nn.Module:
+    """A copy without the hooks and the patched forwards; hollow: of parameters, their shapes."""
+    memo = {}
+    for inner in module.modules():
+        own = vars(inner)
+        if not isinstance(inner, LazyModuleMixin):
+            hooks = [value for name, value in own.items() if name.endswith("_hooks")]
+            memo |= {id(value): type(value)() for value in hooks}
+        if "forward" in own:
+            memo[id(own["forward"])] = None
+        if is_hollow:
+            for t in own["_parameters"].values():
+                if t is not None and not is_lazy(t):
+                    memo[id(t)] = nn.Parameter(torch.zeros((), dtype=torch.float64).expand(t.shape))
+    twin = copy.deepcopy(module, memo)
+    for inner in twin.modules():
+        vars(inner).pop("forward", None)
+    return twin
+
+
+def randomise(twin: nn.Module, numbers: torch.Generator) -> nn.Module:
     tensors = [*twin.parameters(), *twin.buffers()]
     on_meta = any(t.is_meta for t in tensors)
     twin = (twin.to_empty(device="cpu") if on_meta else twin.cpu()).double()
@@ -46,6 +74,11 @@ def random_copy(module: nn.Module, numbers: torch.Generator) -> nn.Module:
 def on_trial():
     """PyTorch's own operators, with gradients, without hooks on all modules' forward; random states
     are put back if something drew."""
+    with _one_at_a_time:
+        yield from _on_trial()
+
+
+def _on_trial():
     before = RandomStates.now()
     try:
         with without_global_hooks(), plain_operators(), torch.inference_mode(False):
@@ -95,19 +128,23 @@ class RandomStates(NamedTuple):
             numpy.random.set_state((kind, numpy.frombuffer(keys, numpy.uint32), *rest))
 
 
-def attributes_of(module: nn.Module) -> dict[tuple[str, str], object]:
-    """The attributes of all modules in a module; of containers what is in them."""
+def attributes_of(module: nn.Module, tensors: bool = True) -> dict[tuple[str, str], object]:
+    """The attributes of all modules in a module; of containers what is in them.
+
+    tensors: with the parameters and buffers, which objects they are.
+    """
+    apart = {"training"} if tensors else {"training", "_parameters", "_buffers"}
     return {
         (path, name): _shallow(value)
         for path, inner in module.named_modules()
         for name, value in vars(inner).items()
-        if name not in ("training", "_parameters", "_buffers")
+        if name not in apart
     }
 
 
 def changed_attribute(module: nn.Module, before: dict) -> str | None:
     """The name of an attribute that is another than before."""
-    now = attributes_of(module)
+    now = attributes_of(module, any(name == "_buffers" for _, name in before))
     for path, name in {**before, **now}:
         value, earlier = now.get((path, name)), before.get((path, name))
         if value is not earlier and not _same_items(value, earlier):
@@ -133,7 +170,8 @@ def _same_items(value, earlier) -> bool:
 def description(module: nn.Module) -> str:
     """Classes, arguments, names and shapes: what modules have in common that are tried once."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return f"{module!r} {({name: tuple(t.shape) for name, t in tensors.items()})}"
+    shapes = {name: None if is_lazy(t) else (*t.shape,) for name, t in tensors.items()}
+    return f"{module!r} {shapes}"
 
 
 class Step(NamedTuple):
@@ -217,5 +255,8 @@ def _same(found, expected) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
+    try:
+        text = str(error).strip().splitlines()
+    except Exception:  # whatever an error of a library's raises
+        text = []
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -160,10 +160,14 @@ LEFT = {
 }
 
 BY_CLASS = {path: family for family in FAMILIES for path in family.classes}
+_NAMES = {path.rpartition(".")[2] for path in (*BY_CLASS, *LEFT)}
 
 
 def known_family(module: nn.Module) -> tuple[Family | None, str | None]:
     """The family of a module by its class, or why a module of that class is left."""
+    if isinstance(module, torch.jit.ScriptModule):
+        is_known = getattr(module, "original_name", None) in _NAMES
+        return None, "it is compiled by torch.jit" if is_known else None
     path = path_of(type(module))
     if path in LEFT:
         return None, LEFT[path]
@@ -182,6 +186,6 @@ def _has_layers(module: nn.Module, slots: Slots) -> bool:
         for slot in slots:
             if isinstance(slot, str):
                 attrgetter(slot)(module)
-    except AttributeError:
+    except Exception:  # whatever a library's property raises
         return False
     return True

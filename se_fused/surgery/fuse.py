@@ -11,6 +11,7 @@ from se_fused.module import FusedSE
 from se_fused.surgery.blocks import FusedBlock, fuse_block, unfuse_block
 from se_fused.surgery.calls import Signature
 from se_fused.surgery.class_swap import library_of
+from se_fused.surgery.comparison import first_line
 from se_fused.surgery.graph import containers, sharing_copy, trace
 from se_fused.surgery.pattern import Match, Outside, check_se, find
 from se_fused.surgery.report import Entry, Fused, Left, Report, path_of
@@ -94,7 +95,7 @@ class _Search:
                 continue
             if module.__fusion__ is None:
                 continue
-            if module.__fusion__.difference(module) is not None:
+            if _is_outdated(module):
                 unfuse_block(module)
             else:
                 self.fused |= {_join(name, inner) for inner in module.__fusion__.names}
@@ -170,6 +171,18 @@ class _Search:
         )
 
 
+def _is_outdated(block: FusedBlock) -> bool:
+    """Whether a fused block is not any more what it was when it was fused."""
+    if block.__fusion__.difference(block) is not None:
+        return True
+    try:
+        for name in block.__fusion__.names:
+            check_se(block.get_submodule(name))
+    except Left:
+        return True
+    return False
+
+
 def _traced(block: nn.Module) -> list[_Traced] | Left:
     """The forward, for each way to call it for which it can be traced; or why for none."""
     found, reason = [], None
@@ -182,6 +195,8 @@ def _traced(block: nn.Module) -> list[_Traced] | Left:
                 reason = reason or left
     except Left as left:
         reason = left
+    except Exception as error:  # whatever a library's classes raise
+        reason = Left(f"its block could not be looked at: {first_line(error)}")
     return found or reason
 
 

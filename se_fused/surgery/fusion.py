@@ -15,7 +15,7 @@ from se_fused.module import FusedSE
 from se_fused.norm import batch_norm_se, is_like, synchronised_or_not
 from se_fused.surgery.block_trial import compare
 from se_fused.surgery.calls import Calls, Signature
-from se_fused.surgery.comparison import description
+from se_fused.surgery.comparison import description, first_line
 from se_fused.surgery.graph import containers, sharing_copy, trace
 from se_fused.surgery.guard import Guard, say_once, write_down
 from se_fused.surgery.pattern import Match, check_se, find
@@ -66,11 +66,14 @@ def build(
             shapes = [[tuple(t.shape) for t in given.values()] for given in alike]
             key = guard.signature, names, way, code, description(block), repr(shapes)
             if key not in tried:
-                tried[key] = _reason_against(block, guard, way, function, alike)
+                tried[key] = _reason_against(block, way, function, alike)
             if tried[key] is not None:
                 raise Left(tried[key])
         except Left as reason:
             reasons.append(reason)
+            continue
+        except Exception as error:  # whatever a library's classes raise
+            reasons.append(Left(f"its block could not be looked at: {first_line(error)}"))
             continue
         fusion.covers = fusion.covers or {match.se: match.covers for match in matches}
         functions[way] = guard, function

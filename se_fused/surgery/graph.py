@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -19,9 +20,11 @@ from se_fused.surgery.comparison import (
     first_line,
     without_global_hooks,
 )
+from se_fused.surgery.reads import Outside
 from se_fused.surgery.report import Left
 
 _DEVICES = ("cpu", "cuda")
+_tracing = threading.Lock()  # torch.fx patches nn.Module while it traces
 _HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 _SHARDED = ("_fsdp_flattened", "ds_id")  # how FSDP and DeepSpeed mark parameters
 
@@ -49,16 +52,21 @@ def trace(block: nn.Module, opened: Iterable[nn.Module], given: tuple[str, ...])
     Modules in it are nodes, but for the ``opened`` ones, whose own forward is a part of the graph.
     given: the arguments that it is called with; the others are left out.
     """
-    attributes, states = attributes_of(block), RandomStates.now()
+    attributes, states, outside = attributes_of(block), RandomStates.now(), Outside(block)
     try:
-        graphs = [_trace(block, set(opened), given, training) for training in (True, False)]
-        if changed_attribute(block, attributes) is not None:
-            raise Left("its block's forward sets attributes or makes tensors of its own")
+        graphs = []
+        for training in (True, False):
+            graphs.append(_trace(block, set(opened), given, training))
+            if changed_attribute(block, attributes) is not None:
+                raise Left("its block's forward sets attributes or makes tensors of its own")
         if RandomStates.now() != states:
             raise Left("its block's forward draws random numbers")
     finally:
+        changed = outside.put_back()
         if RandomStates.now() != states:
             states.restore()
+    if changed is not None:
+        raise Left(f"its block's forward changes {changed}")
     first, second = (graph.python_code("self").src for graph in graphs)
     if first != second:
         raise Left("its block's forward is another in training than in eval mode")
@@ -90,7 +98,7 @@ class _Tracer(Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, opened: set[nn.Module], given: tuple[str, ...]):
-        super().__init__()
+        super().__init__(autowrap_modules=())  # else it patches math while it traces
         self.opened, self.given = opened, given
         self.context = _context()
 
@@ -121,7 +129,7 @@ def _trace(block: nn.Module, opened: set, given: tuple[str, ...], training: bool
         vars(module)["training"] = training
     try:
         _switch(training, training, training)
-        with without_global_hooks():
+        with _tracing, without_global_hooks():
             return _Tracer(opened, given).trace(block)
     except Left:
         raise

@@ -19,6 +19,7 @@ from se_fused.surgery.reads import Reads, is_harmless, is_watchable, reads_of
 from se_fused.surgery.report import Left, path_of
 
 _OURS = {"__se_fused__", "__fusion__", "__said__", "__on_gate__"}
+_LAST = {"__se_fused__", "__fusion__"}  # what is set on a module when it is swapped
 _OF_MODULES = {*vars(nn.Module()), "inplace"}
 _NONE = types.MappingProxyType({})
 _MAY_COME = {"weight", "bias", "_former_parameters", "_is_replica"}  # of FSDP and DataParallel
@@ -31,13 +32,14 @@ class Entry(NamedTuple):
     parent: int  # the entry that it is a child of
     name: str
     classes: tuple[type, ...]
-    is_called: bool  # nothing else of it matters: its call is part of what runs
-    attributes: int  # how many it has
-    reads: Reads | None
-    names: tuple[str, ...]  # of plain attributes that its forward reads
-    values: tuple
-    get: itemgetter | None
-    children: tuple[str, ...] | None  # None: whatever there is
+    is_called: bool = False  # nothing else of it matters: its call is part of what runs
+    attributes: int = 0  # how many it has
+    last: str | None = None  # the one set last: another where a new one is in the place of one
+    get: itemgetter | None = None
+    values: tuple = ()  # of plain attributes that its forward reads
+    children: tuple[str, ...] | None = None  # None: whatever there is
+    names: tuple[str, ...] = ()  # of these attributes
+    reads: Reads | None = None
 
 
 class Guard:
@@ -46,6 +48,9 @@ class Guard:
     def __init__(self, entries: Iterable[Entry], values: Iterable[tuple[dict, str, object]]):
         self.root, *self.entries = entries
         self.values = tuple(values)
+        watched = [e.classes[0] for e in (self.root, *self.entries) if not e.is_called]
+        self.forwards = tuple((cls, cls.forward) for cls in dict.fromkeys(watched))
+        self.checks = tuple((entry, *entry[1:10]) for entry in self.entries)
 
     def difference(self, root: nn.Module) -> str | None:
         """What has changed, if anything."""
@@ -56,24 +61,28 @@ class Guard:
         try:
             return self._difference(root)
         except KeyError as error:
-            return f"{error} is gone"
+            return f"{error.args[0]} is gone"
+        except (RuntimeError, ValueError, TypeError) as error:  # of a tensor or array among them
+            return f"an attribute cannot be compared: {error}"
 
     def _difference(self, root: nn.Module) -> str | None:
         own = root.__dict__
         entry = self.root
-        if len(own) != entry.attributes and self._new_attribute(entry, own):
-            return self._new_attribute(entry, own)
+        if len(own) - ("__said__" in own) != entry.attributes or next(reversed(own)) not in _LAST:
+            if self._new_attribute(entry, own):
+                return self._new_attribute(entry, own)
         if entry.get is not None and entry.get(own) != entry.values:
             return _changed_value(entry, own)
         if tuple(own["_modules"]) != entry.children:
             return "its children are others"
         modules = [root]
-        for entry in self.entries:
-            module = modules[entry.parent]._modules.get(entry.name)
-            if type(module) not in entry.classes:
+        for check in self.checks:
+            entry, parent, name, classes, is_called, count, last, get, values, children = check
+            module = modules[parent]._modules.get(name)
+            if type(module) not in classes:
                 return _changed_class(entry, module)
             modules.append(module)
-            if entry.is_called:
+            if is_called:
                 continue
             own = module.__dict__
             if (
@@ -83,12 +92,19 @@ class Guard:
                 or own["_backward_pre_hooks"]
             ):
                 return f"{entry.path} has hooks"
-            if len(own) != entry.attributes and self._new_attribute(entry, own):
-                return self._new_attribute(entry, own)
-            if entry.get is not None and entry.get(own) != entry.values:
+            if len(own) != count or (last is not None and next(reversed(own)) != last):
+                if self._new_attribute(entry, own):
+                    return self._new_attribute(entry, own)
+            if "forward" in own:
+                return f"{entry.path}.forward has been set"
+            if get is not None and get(own) != values:
                 return _changed_value(entry, own)
-            if entry.children is not None and tuple(own["_modules"]) != entry.children:
-                return f"the children of {entry.path} are others"
+            if children is not None and (children or own["_modules"]):
+                if tuple(own["_modules"]) != children:
+                    return f"the children of {entry.path} are others"
+        for cls, forward in self.forwards:
+            if cls.forward is not forward:
+                return f"the forward of {path_of(cls)} is another"
         for namespace, name, value in self.values:
             if name not in namespace or namespace[name] != value:
                 return f"{name} is {_short(namespace.get(name))} now, and was {_short(value)}"
@@ -131,17 +147,6 @@ class Guard:
         entries = [e._replace(reads=None, get=None) for e in (self.root, *self.entries)]
         return repr((entries, [(name, value) for _, name, value in self.values]))
 
-    def put_back(self) -> str | None:
-        """After a trial: containers that it has changed, as they were; the name of one."""
-        changed = None
-        for namespace, name, value in self.values:
-            now = namespace.get(name)
-            if isinstance(now, (list, dict, set)) and now != value:
-                changed = name
-                now.clear()
-                now.extend(value) if isinstance(now, list) else now.update(value)
-        return changed
-
     def __deepcopy__(self, memo) -> "Guard":
         return self
 
@@ -166,7 +171,7 @@ def write_down(
         if path and parent not in numbers:
             continue  # inside of what is only called
         if path in called:
-            entries.append(Entry(path, numbers[parent], name, called[path], True, *[None] * 6))
+            entries.append(Entry(path, numbers[parent], name, called[path], is_called=True))
             continue
         numbers[path] = len(entries)
         reads = reads_of(type(module))
@@ -180,6 +185,7 @@ def write_down(
         for each in names:
             if not is_watchable(own[each]):
                 raise Left(_reason(f"{path}.{each}".lstrip("."), own[each]))
+        is_pytorch_s = type(module).__module__.startswith("torch.nn.")
         names = names * 2 if len(names) == 1 else names  # itemgetter makes no tuple of one
         get = itemgetter(*names) if names else None
         entry = Entry(
@@ -187,8 +193,8 @@ def write_down(
             parent=numbers.get(parent, 0),
             name=name,
             classes=norms.get(path, (type(module),)),
-            is_called=False,
             attributes=len(own) if path else len(own.keys() - _OURS) + 1,
+            last=None if path in norms or is_pytorch_s else next(reversed(own)),
             reads=None if path in norms else reads,
             names=names,
             values=copy.deepcopy(get(own)) if names else (),
@@ -231,10 +237,8 @@ def _short(value) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
-def say_once(
-    module: nn.Module, reason: str, what: str = "runs its library's forward, unfused"
-):
-    """A warning, once for a reason, that a module runs its library's forward."""
+def say_once(module: nn.Module, reason: str, what: str = "runs its library's forward, unfused"):
+    """A warning, once for a reason, of what a module does instead of what it was swapped for."""
     if torch.compiler.is_compiling():
         _warn(f"{type(module).__name__} {what}: {reason}")
     elif module.__dict__.get("__said__") != reason:

@@ -8,8 +8,9 @@ from torch import nn
 from se_fused.module import FusedSE
 from se_fused.surgery.class_swap import library_of
 from se_fused.surgery.families import BY_CLASS, Family, known_family
+from se_fused.surgery.recognition import recognised
 from se_fused.surgery.report import Entry, Left, Report, path_of
-from se_fused.surgery.structure import family_by_layers
+from se_fused.surgery.structure import named_modules
 from se_fused.surgery.swapped import SwappedSE, swap, unswap
 from se_fused.surgery.trial import NO_SE, examine
 
@@ -25,7 +26,8 @@ def replace_se(
     attributes (``m.se.conv_reduce.weight``, ``m.fc[0]``) are what they were, so optimizers keep
     working and checkpoints load strictly both ways. ``restore_se(model)`` undoes it.
 
-    SE modules are known by class (the table in ``surgery/families.py``) or found by their layers.
+    SE modules are known by class (the table in ``surgery/families.py``) or found by their layers,
+    with functions (``F.relu``, ``torch.sigmoid``) for an activation and a gate or with modules.
     Each is tried first: copies of it with random parameters, before and after, must agree in
     float64 in result and gradients. One that does not, or that has hooks, parametrizations, a
     patched forward, or is a subclass of a known class, is left, with the reason in the report.
@@ -55,7 +57,7 @@ class _Search:
     """The SE modules of a model, swapped as they are found; one lies never within another."""
 
     def __init__(self, model: nn.Module):
-        self.modules = dict(model.named_modules())
+        self.modules = dict(named_modules(model))
         for module in self.modules.values():
             if _is_outdated(module):
                 unswap(module)
@@ -78,16 +80,17 @@ class _Search:
         for name, module in reversed(self.modules.items()):
             if any(_is_within(name, o) or _is_within(o, name) for o in self.settled):
                 continue
-            if any(isinstance(m, FusedSE) for m in module.modules()):  # under another name
-                continue
-            family = family_by_layers(module)
             is_known = path_of(type(module)) in BY_CLASS
+            try:
+                family, reason = recognised(module, self.tried), None
+            except Left as left:
+                family, reason = None, str(left)
+            if family is None and reason is None:
+                if not is_known or _has_fused(module):
+                    continue
+                reason = "it has not the layers that se_fused knows of its class"
             if family is not None:
                 reason = _swapped(module, family, self.tried)
-            elif is_known:
-                reason = "it has not the layers that se_fused knows of its class"
-            else:
-                continue
             parts = [other for other in self.entries if _is_within(other, name)]
             if reason is None:  # what was left inside were parts of this
                 for other in parts:
@@ -116,9 +119,14 @@ def _swapped(module: nn.Module, family: Family, tried: dict) -> str | None:
         swap(module, family.swapped, form)
     except Left as reason:
         return str(reason)
-    except TypeError as error:  # objects whose class is fixed
+    except Exception as error:  # objects whose class is fixed
         return f"its class cannot be changed: {error}"
     return None
+
+
+def _has_fused(module: nn.Module) -> bool:
+    """Under another name, or it would be settled."""
+    return any(isinstance(m, FusedSE) for _, m in named_modules(module))
 
 
 def _is_outdated(module: nn.Module) -> bool:
@@ -142,7 +150,7 @@ def restore_se(model: nn.Module) -> Report:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     report = Report("restored")
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if not isinstance(module, FusedSE):
             continue
         entry = Entry(name or "(model)", path_of(type(module)))
@@ -161,7 +169,7 @@ def _check_optimizers(model: nn.Module, optimizers):
         return
     if isinstance(optimizers, torch.optim.Optimizer):
         optimizers = [optimizers]
-    own = set(model.parameters())
+    own = {p for _, m in named_modules(model) for p in vars(m).get("_parameters", {}).values()}
     for optimizer in optimizers:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(

@@ -7,29 +7,30 @@ from torch import nn
 from se_fused.module import FusedSE
 from se_fused.surgery.families import known_family
 from se_fused.surgery.placements import BY_CLASS, CONTAINERS, Site, end_of
+from se_fused.surgery.recognition import recognised
 from se_fused.surgery.report import Left, path_of
-from se_fused.surgery.structure import family_by_layers
 from se_fused.surgery.trial import examine
 
 
 def check_has_no_se(model: nn.Module):
+    tried = {}
     for name, module in model.named_modules():
-        if isinstance(module, FusedSE) or known_family(module) != (None, None) or _is_se(module):
+        is_known = isinstance(module, FusedSE) or known_family(module) != (None, None)
+        if is_known or _is_se(module, tried):
             raise ValueError(
                 f"model must have no SE; {name or 'it'} is a {path_of(type(module))}"
             )
 
 
-def _is_se(module: nn.Module) -> bool:
+def _is_se(module: nn.Module, tried: dict) -> bool:
     """Whether a module of an unknown class is SE by its layers and by what it computes."""
-    family = family_by_layers(module)
-    if family is None:
-        return False
     try:
-        examine(module, family.swapped, family.slots)
+        family = recognised(module, tried)
+        if family is not None:
+            examine(module, family.swapped, family.slots, tried)
     except Left:
         return False
-    return True
+    return family is not None
 
 
 def known(model: nn.Module, where: str) -> list[Site]:

@@ -11,13 +11,24 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from se_fused.layers import Slots, dims_taken, is_plain, layers_of, names_of, plain_weights
+from se_fused.layers import (
+    Layers,
+    Slots,
+    Specification,
+    dims_taken,
+    is_plain,
+    layers_of,
+    names_of,
+    plain_weights,
+    specification,
+)
 from se_fused.module import Form, FusedSE, compute, described, traced
 from se_fused.surgery.class_swap import ClassSwapped, library_of, made_class, with_source_of
 from se_fused.surgery.comparison import example
 from se_fused.surgery.guard import say_once, write_down
 from se_fused.surgery.report import Left
 
+NOT_PLAIN = "its weights are no plain tensors of x's dtype and on its device"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -25,51 +36,57 @@ class SwappedSE(ClassSwapped, FusedSE):
     """A library's SE module whose forward is fused."""
 
     __se_fused__: Form | None = None  # a module that is built with its class has none
-    is_se_alone = True
-    beside: tuple[str, ...] = ()  # children that the fused forward calls, beside the slots'
+    __is_se_alone__ = True
+    __beside__: tuple[str, ...] = ()  # children that the fused forward calls, beside the slots'
 
     @staticmethod
-    def fused(module: nn.Module, form: Form, x: Tensor) -> Tensor:
-        return compute(module, x, form)
+    def __fused__(
+        module: nn.Module, form: Form, found: Specification | None, x: Tensor
+    ) -> Tensor:
+        return compute(module, x, form, found)
 
     @staticmethod
-    def example_map(module: nn.Module, slots: Slots, size: tuple, numbers) -> Tensor:
+    def __example_map__(module: nn.Module, slots: Slots, size: tuple, numbers) -> Tensor:
         """A map that the module takes, for the test before the swap."""
         channels = layers_of(module, slots).fc1.weight.shape[1]
         return example((3, channels, *size), numbers)
 
     @staticmethod
-    def bound(first: str, args: tuple, kwargs: dict) -> tuple | None:
-        """What to call ``fused`` with; None for a call that is the library's. first: the name of
-        the map in the library's forward."""
+    def __bound__(first: str, args: tuple, kwargs: dict) -> tuple | None:
+        """What to call ``__fused__`` with; None for a call that is the library's. first: the name
+        of the map in the library's forward."""
         if len(args) == 1 and not kwargs:
             return args
         return (kwargs[first],) if not args and [*kwargs] == [first] else None
 
     @staticmethod
-    def takes(form: Form, x: Tensor, dims: int) -> bool:
+    def __takes__(form: Form, x: Tensor) -> bool:
         """Whether a map has the shape that the layers take."""
-        return x.shape[1] == form.channels and dims in (2, x.dim())
+        return x.shape[1] == form.channels and (form.dims == 2 or form.dims == x.dim())
 
     @classmethod
-    def members(cls, library: type[nn.Module]) -> dict:
+    def __members__(cls, library: type[nn.Module]) -> dict:
         first = _first_parameter(library)
 
-        def run(module, plain, args, kwargs):
-            arguments = cls.bound(first, args, kwargs)
+        def run(module, args, kwargs):
+            arguments = cls.__bound__(first, args, kwargs)
             if arguments is None:
-                return plain(module, *args, **kwargs)
+                return library.forward(module, *args, **kwargs)
             x = arguments[0]
             if isinstance(x, torch.fx.Proxy):
                 return traced(module, *args, **kwargs)
             form = module.__se_fused__
             if form is None:
-                return plain(module, *args, **kwargs)
-            reason = form.guard.difference(module) or unfit(cls, module, form, x)
+                return library.forward(module, *args, **kwargs)
+            reason = form.guard.difference(module) or _unfit_map(cls, form, x)
             if reason is None:
-                return cls.fused(module, form, *arguments)
+                layers = layers_of(module, form.slots)
+                found = None if form.names is None else specification(layers, form.names, x)
+                if found is not None or (form.names is None and _are_plain(layers, x)):
+                    return cls.__fused__(module, form, found, *arguments)
+                reason = NOT_PLAIN
             say_once(module, reason)
-            return plain(module, *args, **kwargs)
+            return library.forward(module, *args, **kwargs)
 
         def restore(module, state):
             library.__setstate__(module, state)
@@ -101,12 +118,13 @@ def _look_again(module: nn.Module, kind: type[SwappedSE]):
 
     form = module.__se_fused__
     library = library_of(type(module))
-    swapped, module.__class__ = type(module), library
+    swapped = type(module)
+    _change_class(module, library)
     try:
         form = examine(module, kind, form.slots)
     except Left as reason:
         form = form._replace(guard=Never(f"after loading: {reason}"))
-    module.__class__ = swapped
+    _change_class(module, swapped)
     module.__dict__["__se_fused__"] = form
 
 
@@ -117,75 +135,90 @@ def _first_parameter(library: type[nn.Module]) -> str:
 
 def unfit(kind: type[SwappedSE], module: nn.Module, form: Form, x) -> str | None:
     """Why a map or the weights beside it are left to the library's forward."""
+    reason = _unfit_map(kind, form, x)
+    if reason is None and not _are_plain(layers_of(module, form.slots), x):
+        reason = NOT_PLAIN
+    return reason
+
+
+def _unfit_map(kind: type[SwappedSE], form: Form, x) -> str | None:
     if not is_plain(x):
         return f"it was called with a {type(x).__name__}"
     if x.dtype not in _DTYPES or not 2 <= x.dim() <= 5:
         return f"it was called with {x.dtype}, {x.dim()} dims"
-    layers = layers_of(module, form.slots)
-    for layer in (layers.fc1, layers.fc2):
-        if layer is not None and plain_weights(layer, x) is None:
-            return "its weights are no plain tensors beside x, of x's dtype and on its device"
-    if not torch.jit.is_tracing() and not kind.takes(form, x, dims_taken(layers.fc1)):
+    if not torch.jit.is_tracing() and not kind.__takes__(form, x):
         return f"it was called with a map of shape {tuple(x.shape)}"
     return None
+
+
+def _are_plain(layers: Layers, x: Tensor) -> bool:
+    weighted = [layer for layer in (layers.fc1, layers.fc2) if layer is not None]
+    return all([plain_weights(layer, x) is not None for layer in weighted])
 
 
 class SwappedChannelsLast(SwappedSE):
     """SE of a map [N, H, W, C]; the same map as [N, C, H, W] is channels_last, which is native."""
 
-    is_se_alone = False
+    __is_se_alone__ = False
 
     @staticmethod
-    def fused(module, form, x):
-        return compute(module, x.movedim(-1, 1), form).movedim(1, -1)
+    def __fused__(module, form, found, x):
+        return compute(module, x.movedim(-1, 1), form, found).movedim(1, -1)
 
     @staticmethod
-    def example_map(module, slots, size, numbers):
-        return SwappedSE.example_map(module, slots, size, numbers).movedim(1, -1).contiguous()
+    def __example_map__(module, slots, size, numbers):
+        return SwappedSE.__example_map__(module, slots, size, numbers).movedim(1, -1).contiguous()
 
     @staticmethod
-    def takes(form, x, dims):
+    def __takes__(form, x):
         return x.shape[-1] == form.channels
 
 
 class SwappedSCSE(SwappedSE):
     """SE beside a spatial gate: ``x * cSE(x) + x * sSE(x)``, the first term fused."""
 
-    is_se_alone = False
-    beside = ("sSE",)
+    __is_se_alone__ = False
+    __beside__ = ("sSE",)
 
     @staticmethod
-    def fused(module, form, x):
-        return compute(module, x, form) + x * module.sSE(x)
+    def __fused__(module, form, found, x):
+        return compute(module, x, form, found) + x * module.sSE(x)
 
 
 def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
     """What a library's module computes, with a guard on all of it; raises Left."""
     layers = layers_of(module, slots)
-    weight = layers.fc1.weight
+    own = vars(layers.fc1)  # never by a property, which may compute it
+    weight = own["_parameters"].get("weight", own.get("weight"))
     if not isinstance(weight, Tensor) or weight.dim() < 2:
         raise Left("its weights are sharded or quantized: call replace_se before")
     squeeze = "avg_max" if getattr(module, "add_maxpool", False) is True else "avg"
-    called = {path: (type(module.get_submodule(path)),) for path in kind.beside
+    called = {path: (type(module.get_submodule(path)),) for path in kind.__beside__
               if path in module._modules}  # fmt: skip
+    adds = getattr(module, "add_residual", False) is True
     return Form(
         slots,
         squeeze,
-        getattr(module, "add_residual", False) is True,
-        kind.is_se_alone,
+        adds,
+        kind.__is_se_alone__,
         write_down(module, called),
-        names_of(layers),
+        None if adds else names_of(layers),
         weight.shape[1],
+        dims_taken(layers.fc1),
     )
 
 
 def swap(module: nn.Module, kind: type[SwappedSE], form: Form):
     """Fuses the forward of a module, in place."""
-    module.__class__ = made_class(kind, type(module))
+    _change_class(module, made_class(kind, type(module)))
     module.__dict__["__se_fused__"] = form
 
 
+def _change_class(module: nn.Module, cls: type):
+    object.__setattr__(module, "__class__", cls)  # a library's own __setattr__ may refuse
+
+
 def unswap(module: SwappedSE):
-    module.__class__ = library_of(type(module))
+    _change_class(module, library_of(type(module)))
     for name in ("__se_fused__", "__said__"):
         module.__dict__.pop(name, None)

@@ -16,11 +16,11 @@ _LAYERS = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "
 class SwappedMBConv(SwappedSE):
     """The block with the forward that it had, and one call for its SE."""
 
-    is_se_alone = False
-    beside = (*_LAYERS, *(f"{name}_padding" for name in _LAYERS))
+    __is_se_alone__ = False
+    __beside__ = (*_LAYERS, *(f"{name}_padding" for name in _LAYERS))
 
     @staticmethod
-    def fused(module: nn.Module, form: Form, inputs: Tensor, drop_connect_rate=None) -> Tensor:
+    def __fused__(module, form: Form, found, inputs, drop_connect_rate=None) -> Tensor:
         layers = module._modules
 
         def convolved(name: str, x: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class SwappedMBConv(SwappedSE):
         if isinstance(layers.get("_expand_conv"), _CONVOLUTIONS):
             x = module._swish(module._bn0(convolved("_expand_conv", x)))
         x = module._swish(module._bn1(convolved("_depthwise_conv", x)))
-        x = compute(module, x, form)
+        x = compute(module, x, form, found)
         x = module._bn2(convolved("_project_conv", x))
         if _has_skip(module):
             rate = getattr(module, "drop_connect_rate", drop_connect_rate)
@@ -45,17 +45,17 @@ class SwappedMBConv(SwappedSE):
         return x
 
     @staticmethod
-    def bound(first, args, kwargs):
+    def __bound__(first, args, kwargs):
         if args and len(args) + len(kwargs) <= 2 and kwargs.keys() <= {"drop_connect_rate"}:
             return (*args, *kwargs.values())
-        return SwappedSE.bound(first, args, kwargs)
+        return SwappedSE.__bound__(first, args, kwargs)
 
     @staticmethod
-    def takes(form, x, dims):
-        return x.dim() == dims
+    def __takes__(form, x):
+        return x.dim() == form.dims
 
     @staticmethod
-    def example_map(module: nn.Module, slots: Slots, size: tuple, numbers) -> Tensor:
+    def __example_map__(module: nn.Module, slots: Slots, size: tuple, numbers) -> Tensor:
         first = module._modules.get("_expand_conv")
         if not isinstance(first, _CONVOLUTIONS):
             first = module._depthwise_conv

@@ -2,6 +2,8 @@
 
 import copy
 
+import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -18,10 +20,14 @@ from se_fused.surgery.comparison import (
     on_trial,
     random_copy,
 )
-from se_fused.surgery.report import Left
+from se_fused.surgery.observed_run import by
+from se_fused.surgery.reads import Outside
+from se_fused.surgery.report import Left, path_of
+from se_fused.surgery.structure import is_script, lazy_layer, named_modules
 from se_fused.surgery.swapped import SwappedSE, form_of, swap, unfit
 
 NO_SE = "it squeezes no feature map [N, C, *spatial]"
+_LARGE = 30
 _SIZES = ((3, 5), (4, 3)), ((3, 5, 2), (2, 3, 4)), ((5,), (8,))
 
 
@@ -35,11 +41,17 @@ def examine(
 
     tried: what came of the trials of other modules, to which this one is added.
     """
-    reason = _loss(module, kind, slots)
-    if reason is not None:
-        raise Left(reason)
-    form, tried = form_of(module, kind, slots), {} if tried is None else tried
-    key = kind, type(module), slots, form.guard.signature, description(module)
+    tried = {} if tried is None else tried
+    try:
+        reason = _loss(module, kind, slots)
+        if reason is not None:
+            raise Left(reason)
+        form = form_of(module, kind, slots)
+        key = kind, type(module), slots, form.guard.signature, description(module)
+    except Left:
+        raise
+    except Exception as error:  # whatever a library's code raises
+        raise Left(f"it could not be looked at: {first_line(error)}") from error
     if key not in tried:
         tried[key] = _difference(module, kind, form)
     if tried[key] is not None:
@@ -48,33 +60,53 @@ def examine(
 
 
 def _difference(module: nn.Module, kind: type[SwappedSE], form: Form) -> str | None:
-    changed = None
+    reason, outside = None, Outside(module)
     try:
         with on_trial():
             _compare(module, kind, form)
-    except Left as reason:
-        return str(reason)
+    except Left as left:
+        reason = str(left)
     except Exception as error:  # whatever a library's code raises
-        return f"it could not be tried: {first_line(error)}"
+        reason = f"it could not be tried: {first_line(error)}"
     finally:
-        changed = form.guard.put_back()
-    return changed and f"its forward changes {changed}"
+        changed = outside.put_back()
+    return reason if changed is None else f"its forward changes {changed}"
 
 
 def _loss(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> str | None:
-    """What a swap would lose."""
-    if type(module).forward is nn.Module.forward:
+    """What a swap would lose, or why its layers cannot be read."""
+    modules = [m for _, m in named_modules(module)]
+    if getattr(type(module), "forward", None) in (None, nn.Module.forward):
         return "it has no forward, as where torch.fx has traced it: call replace_se before"
-    if any("forward" in vars(m) for m in module.modules()):
+    if isinstance(module, torch.fx.GraphModule):
+        return "it is a torch.fx.GraphModule, which writes its forward itself"
+    if any(is_script(m) for m in modules):
+        return "it is compiled by torch.jit"
+    if any("forward" in vars(m) for m in modules):
         return "its forward has been patched"
-    if any(parametrize.is_parametrized(m) for m in module.modules()):
+    if any(parametrize.is_parametrized(m) for m in modules):
         return "it is parametrized"
-    if any(has_hooks(m) for m in module.modules()):
+    if lazy_layer(module) is not None:
+        return f"its layer {lazy_layer(module)} has no parameters yet"
+    if any(has_hooks(m) for m in modules):
         return "it has hooks"
+    layers = layers_of(module, slots)
+    for path, layer in ((slots.fc1, layers.fc1), (slots.fc2, layers.fc2)):
+        weight = layer and vars(layer)["_parameters"].get("weight")
+        if path is not None and weight is None:
+            return f"its layer {path}, a {path_of(type(layer))}, has no weight that se_fused knows"
     used = {slot.partition(".")[0] for slot in slots if isinstance(slot, str)}
-    for name, child in module.named_children():
-        if name not in used and name not in kind.beside and child.state_dict():
+    for name, child in vars(module)["_modules"].items():
+        if child is None:
+            continue
+        if name not in used and name not in kind.__beside__ and child.state_dict():
             return f"its layer {name} is none of SE's"
+    norm = layers_of(module, slots).norm
+    of_norm = {id(buffer) for buffer in norm.buffers()} if isinstance(norm, nn.Module) else set()
+    for name, buffer in module.named_buffers():
+        beside = tuple(f"{b}." for b in kind.__beside__)
+        if id(buffer) not in of_norm and not name.startswith(beside):
+            return f"its buffer {name} may change what it computes"
     for tensor in module.parameters():
         if not is_plain(tensor):
             return f"it has a {type(tensor).__name__} among its parameters"
@@ -86,39 +118,45 @@ def _compare(module: nn.Module, kind: type[SwappedSE], form: Form):
     original = random_copy(module, numbers)
     fused = copy.deepcopy(original)
     swap(fused, kind, form)
+    before, errors = attributes_of(original), []
     for sizes in _SIZES:
-        examples = [kind.example_map(original, form.slots, size, numbers) for size in sizes]
+        examples = [kind.__example_map__(original, form.slots, size, numbers) for size in sizes]
         squeezed = _squeezed(original, form, examples[0])
-        if squeezed is None:
+        if isinstance(squeezed, str):
+            errors.append(f"it takes no map of {by(sizes[0])}: {squeezed}")
             continue
+        changed = changed_attribute(original, before)
+        if changed is not None:
+            raise Left(f"its forward sets {changed}")
         if squeezed != examples[0].shape[0] * form.channels:
             raise Left(NO_SE)
         reason = form.guard.difference(fused) or unfit(kind, fused, form, examples[0])
         if reason is not None:  # it would be compared with itself
-            raise Left(reason)
+            raise Left(f"in a copy of it, {reason}")
         for x in examples:
+            x[1] *= _LARGE  # beyond the bounds of functions that have some
             for training in (True, False):
                 _compare_once(original.train(training), fused.train(training), form, x, states)
         return
-    raise Left(NO_SE)
+    raise Left(errors[0])
 
 
-def _squeezed(original: nn.Module, form: Form, x: Tensor) -> int | None:
-    """How many numbers the first layer gets; None if the module does not take the map."""
+def _squeezed(original: nn.Module, form: Form, x: Tensor) -> int | str:
+    """How many numbers the first layer gets; an error if the module does not take the map."""
     squeezed = []
     first = layers_of(original, form.slots).fc1
     hook = first.register_forward_pre_hook(lambda _, args: squeezed.append(args[0].numel()))
     try:
         original.eval()(x)
-    except Exception:  # whatever a library's forward raises
-        return None
+    except Exception as error:  # whatever a library's forward raises
+        return first_line(error)
     finally:
         hook.remove()
     return squeezed[-1] if squeezed else 0
 
 
 def _compare_once(original, fused, form: Form, x: Tensor, states: RandomStates):
-    before = attributes_of(original)
+    before = attributes_of(original, tensors=False)
     expected = Step.of(original, (x,), {}, states)
     result = expected.values[0]
     if result != "Tensor":
@@ -130,6 +168,11 @@ def _compare_once(original, fused, form: Form, x: Tensor, states: RandomStates):
     changed = changed_attribute(original, before)
     if changed is not None:
         raise Left(f"its forward sets {changed}")
+    unlike = form.guard.difference(fused)
+    if unlike is not None:
+        raise Left(f"in a copy of it, {unlike}")
     found = Step.of(fused, (x,), {}, states)
+    if "__said__" in vars(fused):
+        raise Left(f"in a copy of it, {vars(fused)['__said__']}")
     if not found.agrees(expected) or found.drawn != expected.drawn:
         raise Left("it computes something else than SE of its layers")
