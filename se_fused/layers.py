@@ -79,25 +79,28 @@ def names_of(layers: Layers) -> tuple[str, str] | None:
     return act_name, gate_name
 
 
-def specification(layers: Layers, names: tuple[str, str], x) -> Specification | None:
-    """What to compute on x; None where the parameters may not be read beside it."""
+def specification(layers: Layers, names: tuple[str, str], x=None) -> Specification | None:
+    """What to compute; None where parameters are not plain, or with x: not to be read beside it."""
     first, second = plain_weights(layers.fc1, x), plain_weights(layers.fc2, x)
     if first is None or second is None:
         return None
     return Specification(*first, *second, *names)
 
 
-def plain_weights(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias, if they are plain tensors beside x: not quantized, not partitioned."""
+def plain_weights(layer: nn.Module, x=None) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias, if they are plain tensors, no quantized or partitioned ones, beside x."""
     own = layer._parameters
     if "weight" not in own:  # views that FSDP and DataParallel put in their place
         own = layer.__dict__
     weight, bias = own.get("weight"), own.get("bias")
-    if not is_beside(weight, x) or weight.dim() < 2:  # partitioned ones are empty vectors
+    if not is_plain(weight) or weight.dim() < 2 or not weight.is_floating_point():
+        return None  # partitioned ones are empty vectors
+    if bias is not None and not is_plain(bias):
         return None
-    if bias is not None and not (is_plain(bias) and bias.dtype == weight.dtype):
-        return None
-    return weight, bias
+    if x is None:
+        return weight, bias
+    is_fit = is_beside(weight, x) and (bias is None or bias.dtype == weight.dtype)
+    return (weight, bias) if is_fit else None
 
 
 def is_beside(t: Tensor, x: Tensor) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from se_fused import checks, functional, ops, scripting
 from se_fused.activations import make_module
+from se_fused.differentiation import plain_operators
 from se_fused.layers import (
     Slots,
     Specification,
@@ -50,7 +51,10 @@ class Form(NamedTuple):
             return None
         layers = layers_of(module, self.slots)
         names = names_of(layers) if self.guard is None else self.names
-        return None if names is None else specification(layers, names, x)
+        if names is None:
+            return None
+        # A built module raises where its parameters do not fit; a library's has its own forward.
+        return specification(layers, names, None if self.guard is None else x)
 
 
 class FusedSE(nn.Module):
@@ -139,6 +143,9 @@ class FusedSE(nn.Module):
         if isinstance(x, torch.fx.Proxy):
             return traced(self, x)
         form = self.__se_fused__
+        if isinstance(x, Tensor) and not is_plain(x):  # a DTensor: as PyTorch computes it
+            with plain_operators():
+                return compute(self, x, form, None)
         return compute(self, x, form, form.specification(self, x))
 
     def extra_repr(self) -> str:

@@ -11,7 +11,7 @@ from se_modules import C, Cadene, Copied
 from torch import nn
 from torch.distributed.tensor import Shard, distribute_module, distribute_tensor, init_device_mesh
 
-from se_fused import replace_se
+from se_fused import FusedSE, replace_se
 from se_fused.surgery.comparison import tensors_in
 
 
@@ -233,3 +233,12 @@ def test_map_of_several_processes(mesh, dim):
     assert torch.equal(results[0].full_tensor(), results[1].full_tensor())
     again = replace_se(copy.deepcopy(library))
     assert not again.replaced and "DTensor among its parameters" in again.left[0].reason
+
+
+@pytest.mark.parametrize("squeeze", ["avg", "concat"])
+def test_distributed_map_of_a_built_module(mesh, squeeze):
+    module = FusedSE(C, squeeze=squeeze, dtype=torch.float64)
+    twin, x = copy.deepcopy(module), x_of()
+    distribute_module(module, mesh)
+    found = module(distribute_tensor(x, mesh, [Shard(0)])).full_tensor()
+    torch.testing.assert_close(found, twin(x), rtol=1e-12, atol=1e-12)
