@@ -15,6 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from se_fused.differentiation import plain_operators
+from se_fused.surgery.guard import on_copies
 
 _SEED = 1709
 # Of several threads: random states and the hooks of all modules are one for all of them.
@@ -72,19 +73,20 @@ def randomise(twin: nn.Module, numbers: torch.Generator) -> nn.Module:
 
 @contextmanager
 def on_trial():
-    """PyTorch's own operators, with gradients, without hooks on all modules' forward; random states
-    are put back if something drew."""
+    """PyTorch's own operators, with gradients, without hooks on all modules' forward, in silence;
+    random states are put back if something drew."""
     with _one_at_a_time:
         yield from _on_trial()
 
 
 def _on_trial():
-    before = RandomStates.now()
+    before, token = RandomStates.now(), on_copies.set(True)
     try:
         with without_global_hooks(), plain_operators(), torch.inference_mode(False):
             with torch.enable_grad():
                 yield
     finally:
+        on_copies.reset(token)
         if RandomStates.now() != before:
             before.restore()
 

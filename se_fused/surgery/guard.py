@@ -8,6 +8,7 @@ import copy
 import types
 import warnings
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ _LAST = {"__se_fused__", "__fusion__"}  # what is set on a module when it is swa
 _OF_MODULES = {*vars(nn.Module()), "inplace"}
 _NONE = types.MappingProxyType({})
 _MAY_COME = {"weight", "bias", "_former_parameters", "_is_replica"}  # of FSDP and DataParallel
+
+on_copies = ContextVar("on_copies", default=False)  # while copies are tried: nothing is said
 
 
 class Entry(NamedTuple):
@@ -247,7 +250,8 @@ def say_once(module: nn.Module, reason: str, what: str = "runs its library's for
 
 
 def _warn(text: str):
-    warnings.warn(text, UserWarning, stacklevel=2)
+    if not on_copies.get():
+        warnings.warn(text, UserWarning, stacklevel=2)
 
 
 # torch.compiler.assume_constant_result, without its import of torch._dynamo: said while it traces.

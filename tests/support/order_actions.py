@@ -227,7 +227,8 @@ ACTIONS = {
         _each(_patched, "block.bn"), "bn.forward has been set", "bn has a patched forward"
     ),
     "torch-fx": (
-        torch.fx.symbolic_trace, "torch.fx traces through it", "it has no forward, as where"
+        torch.fx.symbolic_trace, "torch.fx traces through it",
+        'is missing the required "forward" function',
     ),
 }  # fmt: skip
 IN_EVAL_MODE = {

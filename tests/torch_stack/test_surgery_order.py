@@ -53,6 +53,13 @@ def check(name, reason, net, plain, left, whole=WHOLE):
     assert_same(net(x), plain(x))
 
 
+def test_surgery_itself_warns_of_nothing():
+    """Of copies on trial neither."""
+    net = network()
+    for _ in range(2):
+        assert not observed(surgery, net)[2]
+
+
 IN_SHORT = "deepcopy", "data-parallel", "frozen", "compiled", "weight-norm", "hooks-on-layers"
 
 

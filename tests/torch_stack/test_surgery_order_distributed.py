@@ -54,6 +54,7 @@ def fsdp2(*names):
 
 
 SHARDED = "its weights are sharded or quantized: call replace_se before"
+NO_WEIGHT = "has no weight that se_fused knows"
 DTENSOR = "it has a DTensor among its parameters"
 # What wraps, and why SE is unfused where that is done after the surgery, and before it.
 WRAPPERS = {
@@ -63,10 +64,10 @@ WRAPPERS = {
         lambda net: torch.compile(DistributedDataParallel(net), backend="aot_eager"), None, None
     ),
     "fsdp": (fsdp(use_orig_params=True), None, SHARDED),
-    "fsdp-flat": (fsdp(use_orig_params=False), None, "its forward reads fc.0.weight"),
+    "fsdp-flat": (fsdp(use_orig_params=False), None, NO_WEIGHT),
     "fsdp-of-blocks": (fsdp("block", "alone", use_orig_params=True), None, SHARDED),
     "fsdp-flat-of-blocks": (
-        fsdp("block", "alone", use_orig_params=False), None, "its forward reads fc.0.weight"
+        fsdp("block", "alone", use_orig_params=False), None, NO_WEIGHT
     ),
     "fsdp2": (fsdp2(), None, DTENSOR),
     "fsdp2-of-blocks": (fsdp2("block", "alone"), None, DTENSOR),
