@@ -29,8 +29,14 @@ def replace_se(
     SE modules are known by class (the table in ``surgery/families.py``) or found by their layers,
     with functions (``F.relu``, ``torch.sigmoid``) for an activation and a gate or with modules.
     Each is tried first: copies of it with random parameters, before and after, must agree in
-    float64 in result and gradients. One that does not, or that has hooks, parametrizations, a
-    patched forward, or is a subclass of a known class, is left, with the reason in the report.
+    float64 in result, gradients and buffers. One that does not, or that has hooks,
+    parametrizations, a patched forward, or is a subclass of a known class, is left, with the
+    reason in the report.
+
+    Where something that a replaced module relies on changes later (a hook or another layer in it,
+    an attribute or a global that its library's forward reads, weights that are no plain tensors),
+    or a call has more than a map, its library's forward runs; after a change once with a warning.
+    ``replace_se`` again fuses what it is then.
 
     Args:
         model: any module; it may itself be an SE module.

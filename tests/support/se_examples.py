@@ -53,6 +53,7 @@ def of(path: str, *args, **kwargs) -> Callable[[], nn.Module]:
 
 TIMM = "timm.layers.squeeze_excite"
 MONAI = "monai.networks.blocks.squeeze_and_excitation"
+MONAI_EFFICIENTNET = "monai.networks.nets.efficientnet"
 SMP = "segmentation_models_pytorch"
 HF = "transformers.models"
 TV = "torchvision.ops.misc.SqueezeExcitation"
@@ -84,6 +85,14 @@ EXAMPLES = {
     "monai-3d": Example(of(f"{MONAI}.ChannelSELayer", 3, C), True, (3, 4, 2)),
     "monai-residual": Example(of(f"{MONAI}.ChannelSELayer", 2, C, add_residual=True), False),
     "monai-residual-3d": Example(of(f"{MONAI}.ResidualSELayer", 3, C), False, (3, 4, 2)),
+    "efficientnet-monai": Example(
+        of(f"{MONAI_EFFICIENTNET}.MBConvBlock", 2, C // 2, C // 2, 3, 1, [8, 8], 2, 0.5), True,
+        channels=C // 2,
+    ),
+    "efficientnet-monai-3d": Example(
+        of(f"{MONAI_EFFICIENTNET}.MBConvBlock", 3, C // 2, C, 3, 2, [8, 8, 8], 2, 0.5), True,
+        (3, 4, 2), C // 2,
+    ),
     "smp-scse": Example(of(f"{SMP}.base.modules.SCSEModule", C, 4), True),
     "smp-senet": Example(of(f"{SMP}.encoders._senet.SEModule", C, 4), True),
     "smp-mobileone": Example(of(f"{SMP}.encoders.mobileone.SEBlock", C, 0.25), True),
