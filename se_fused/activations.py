@@ -143,12 +143,9 @@ _ALIASES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsig
 _BY_NAME = {name: cls for cls, name in _MODULES.items()}
 
 
-def function_name(layer, cls: type | None = None) -> str | None:
-    """The name of what an activation (a module or a function) computes, None if it is not ours.
-
-    cls: the class to go by, where it is not the layer's.
-    """
-    cls = cls or type(layer)
+def function_name(layer) -> str | None:
+    """The name of what an activation (a module or a function) computes, None if it is not ours."""
+    cls = type(layer)
     name = _MODULES.get(cls)
     if name is None:
         kind = cls if isinstance(layer, nn.Module) else layer

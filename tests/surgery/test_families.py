@@ -1,11 +1,10 @@
 """Every family that replace_se knows: the same function, the same parameters, the same names."""
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
+from copies import COPIES
 from module_cases import Count
 from se_examples import EXAMPLES, map_for, network
 from se_modules import C, MBConv, MMPretrain
@@ -71,20 +70,6 @@ def test_restored(example):
     report = restore_se(net)
     assert [entry.name for entry in report.replaced] == ["se"]
     assert before == {name: (type(m), vars(m)) for name, m in net.named_modules()}
-
-
-def _saved_whole(net):
-    buffer = io.BytesIO()
-    torch.save(net, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda net: pickle.loads(pickle.dumps(net)),
-    "save-and-load": _saved_whole,
-}
 
 
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)

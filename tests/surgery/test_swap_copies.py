@@ -1,11 +1,11 @@
 """Copies of swapped modules and loads of saved ones, changed or not; replace_se asked again."""
 
 import copy
-import io
 import pickle
 
 import pytest
 import torch
+from copies import COPIES
 from pairs import assert_fused, assert_library_runs, pair, said_in
 from se_modules import C, Copied, times
 from torch import nn
@@ -29,18 +29,6 @@ def x_of():
     return torch.randn(2, C, 4, 5, dtype=torch.float64)
 
 
-def saved_and_loaded(net):
-    buffer = io.BytesIO()
-    torch.save(net, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda net: pickle.loads(pickle.dumps(net)),
-    "save": saved_and_loaded,
-}
 copies = pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
 
 
