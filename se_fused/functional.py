@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from se_fused import checks, maximum, ops
+from se_fused import validation, maximum, ops
 from se_fused.activations import ACTS, GATES
 from se_fused.backends import eager
-from se_fused.differentiation import (
+from se_fused.tracing import (
     any_requires_grad,
     eager_gradients,
-    is_taken_apart,
-    needs_plain_operators,
+    needs_double_backward,
+    must_decompose,
     without_autocast,
 )
-from se_fused.excitation import excitation_gradient, observed, weight_gradient
-from se_fused.layout import acc_dtype, dense, like
+from se_fused.excitation import excitation_gradient, call_gate_hook, weight_gradient
+from se_fused.memory_format import acc_dtype, to_dense, match_memory_format
 from se_fused.maximum import SQUEEZES
 
 
@@ -64,26 +64,26 @@ def squeeze_excite(
 
     Source: Hu et al., arXiv 1709.01507, eq. 2-4; table 11 for the maximum.
     """
-    checks.feature_map(x, "x")
-    checks.choice(squeeze, SQUEEZES, "squeeze")
-    is_plain = needs_plain_operators()
+    validation.feature_map(x, "x")
+    validation.choice(squeeze, SQUEEZES, "squeeze")
+    is_plain = must_decompose()
     if not is_plain or not torch.jit.is_tracing():  # sizes are tensors there; comparing them warns
-        checks.weights(x, w1, b1, w2, b2, squeeze)
+        validation.weights(x, w1, b1, w2, b2, squeeze)
         if squeeze != "avg":
-            checks.positions(x)
-    checks.choice(act, ACTS, "act")
-    checks.choice(gate, GATES, "gate")
+            validation.positions(x)
+    validation.choice(act, ACTS, "act")
+    validation.choice(gate, GATES, "gate")
     if squeeze != "avg":
         return maximum.squeeze_excite(x, w1, b1, w2, b2, act, gate, squeeze, on_gate)
     if is_plain:
         with without_autocast(x):
             y, _, g = eager.squeeze_excite(x, w1, b1, w2, b2, act, gate)
-        return observed(y, g, on_gate)
-    x = dense(x)
+        return call_gate_hook(y, g, on_gate)
+    x = to_dense(x)
     if torch.is_grad_enabled() and any_requires_grad(x, w1, b1, w2, b2):
         return _SqueezeExcite.apply(x, w1, b1, w2, b2, act, gate, on_gate)
     y, _, g = ops.squeeze_excite(x, w1, b1, w2, b2, act, gate)
-    return observed(y, g, on_gate)
+    return call_gate_hook(y, g, on_gate)
 
 
 def squeeze(x: Tensor, kind: str = "avg") -> Tensor:
@@ -95,13 +95,13 @@ def squeeze(x: Tensor, kind: str = "avg") -> Tensor:
 
     Source: Hu et al., arXiv 1709.01507, eq. 2; table 11 for the maximum.
     """
-    checks.feature_map(x, "x")
-    checks.choice(kind, SQUEEZES, "kind")
+    validation.feature_map(x, "x")
+    validation.choice(kind, SQUEEZES, "kind")
     if kind != "avg":
         if not torch.jit.is_tracing():
-            checks.positions(x)
+            validation.positions(x)
         return maximum.squeeze(x, kind)
-    return eager.squeeze(x) if needs_plain_operators() else _Squeeze.apply(dense(x))
+    return eager.squeeze(x) if must_decompose() else _Squeeze.apply(to_dense(x))
 
 
 def rescale(x: Tensor, gate: Tensor) -> Tensor:
@@ -114,13 +114,13 @@ def rescale(x: Tensor, gate: Tensor) -> Tensor:
 
     Source: Hu et al., arXiv 1709.01507, eq. 4.
     """
-    checks.feature_map(x, "x")
-    is_plain = needs_plain_operators()
+    validation.feature_map(x, "x")
+    is_plain = must_decompose()
     if not is_plain or not torch.jit.is_tracing():
-        checks.beside(gate, "gate", x, (x.shape[0], x.shape[1]), x.dtype, x.device)
+        validation.beside(gate, "gate", x, (x.shape[0], x.shape[1]), x.dtype, x.device)
     if is_plain:
         return eager.rescale(x, _acc_gate(gate, x))
-    return _Rescale.apply(dense(x), gate)
+    return _Rescale.apply(to_dense(x), gate)
 
 
 class _SqueezeExcite(Function):
@@ -129,13 +129,13 @@ class _SqueezeExcite(Function):
         y, z, g = ops.squeeze_excite(x, w1, b1, w2, b2, act, gate)
         ctx.save_for_backward(x, z, g, w1, b1, w2, b2)
         ctx.act, ctx.gate = act, gate
-        return observed(y, g, on_gate)
+        return call_gate_hook(y, g, on_gate)
 
     @staticmethod
     def backward(ctx, dy):
         x, z, g, w1, b1, w2, b2 = ctx.saved_tensors
         with without_autocast(dy):
-            if is_taken_apart(dy):
+            if needs_double_backward(dy):
                 forward = lambda x, w1, b1, w2, b2: eager.squeeze_excite(
                     x, w1, b1, w2, b2, ctx.act, ctx.gate
                 )[0]
@@ -180,13 +180,13 @@ class _Rescale(Function):
     @staticmethod
     def backward(ctx, dy):
         x, gate = ctx.saved_tensors
-        if is_taken_apart(dy):
+        if needs_double_backward(dy):
             forward = lambda x, gate: eager.rescale(x, _acc_gate(gate, x))
             with without_autocast(dy):
                 return eager_gradients(ctx, forward, (x, gate), dy)
         need_x, need_gate = ctx.needs_input_grad
         if not need_gate:
-            return ops.rescale(like(dy, x), _acc_gate(gate, x)), None
+            return ops.rescale(match_memory_format(dy, x), _acc_gate(gate, x)), None
         if need_x:
             dx, dg = ops.rescale_backward(dy, x, _acc_gate(gate, x))
         else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from se_fused.activations import ACTS, GATES, function_name
-from se_fused.layout import acc_dtype
+from se_fused.memory_format import acc_dtype
 
 
 class Slots(NamedTuple):

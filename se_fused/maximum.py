@@ -12,11 +12,11 @@ from torch.autograd import Function
 
 from se_fused import max_passes, ops
 from se_fused.backends import eager
-from se_fused.differentiation import (
+from se_fused.tracing import (
     any_requires_grad,
     eager_gradients,
-    is_taken_apart,
-    needs_plain_operators,
+    needs_double_backward,
+    must_decompose,
     without_autocast,
 )
 from se_fused.excitation import (
@@ -24,28 +24,28 @@ from se_fused.excitation import (
     excite,
     first_layer,
     gates,
-    observed,
+    call_gate_hook,
     squeeze_gradient,
     weight_gradient,
 )
-from se_fused.layout import dense
+from se_fused.memory_format import to_dense
 
 SQUEEZES = ("avg", "max", "avg_max", "concat")
 
 
 def squeeze(x: Tensor, kind: str) -> Tensor:
     """z, [N, C] or [N, 2C]"""
-    if needs_plain_operators():
+    if must_decompose():
         return _joined(*max_passes.squeeze_max(x), kind)
-    return _joined(*_SqueezeMax.apply(dense(x)), kind)
+    return _joined(*_SqueezeMax.apply(to_dense(x)), kind)
 
 
 def squeeze_excite(x, w1, b1, w2, b2, act: str, gate: str, kind: str, on_gate=None) -> Tensor:
     arguments = w1, b1, w2, b2, act, gate, kind, on_gate
     with without_autocast(x):
-        if needs_plain_operators():
+        if must_decompose():
             return _plain(x, *arguments)
-        x = dense(x)
+        x = to_dense(x)
         if torch.is_grad_enabled() and any_requires_grad(x, w1, b1, w2, b2):
             return _SqueezeExciteMax.apply(x, *arguments)
         return _forward(x, *arguments)[0]
@@ -76,7 +76,7 @@ class _SqueezeExciteMax(Function):
         x, w1, b1, w2, b2, z, m, p1, g = ctx.saved_tensors
         act, gate, kind = ctx.options
         with without_autocast(dy):
-            if is_taken_apart(dy):
+            if needs_double_backward(dy):
                 forward = lambda *tensors: _plain(*tensors, act, gate, kind)
                 inputs = x, w1, b1, w2, b2
                 return *eager_gradients(ctx, forward, inputs, dy), *[None] * 4
@@ -110,13 +110,13 @@ def _forward(
     z = _joined(mean, m, kind)
     p1 = first_layer(z, w1, b1)
     g = gates(p1, w2, b2, act, gate)
-    return observed(ops.rescale(x, g), g, on_gate), z, m, p1, g
+    return call_gate_hook(ops.rescale(x, g), g, on_gate), z, m, p1, g
 
 
 def _plain(x, w1, b1, w2, b2, act, gate, kind, on_gate=None) -> Tensor:
     z = _joined(*max_passes.squeeze_max(x), kind)
     g = excite(z, w1, b1, w2, b2, act, gate)
-    return observed(eager.rescale(x, g), g, on_gate)
+    return call_gate_hook(eager.rescale(x, g), g, on_gate)
 
 
 def _joined(mean: Tensor, m: Tensor, kind: str) -> Tensor:

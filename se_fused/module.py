@@ -8,9 +8,9 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from se_fused import checks, functional, ops, scripting
+from se_fused import validation, functional, ops, scripting
 from se_fused.activations import make_module
-from se_fused.differentiation import plain_operators
+from se_fused.tracing import plain_operators
 from se_fused.layers import (
     Slots,
     Specification,
@@ -112,7 +112,7 @@ class FusedSE(nn.Module):
         super().__init__()
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
-        checks.choice(squeeze, SQUEEZES, "squeeze")
+        validation.choice(squeeze, SQUEEZES, "squeeze")
         if add_maxpool and squeeze not in ("avg", "avg_max"):
             raise ValueError(f"add_maxpool is squeeze='avg_max', got squeeze={squeeze!r} beside it")
         squeeze = "avg_max" if add_maxpool else squeeze

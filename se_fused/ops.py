@@ -1,260 +1,244 @@
 """The operators ``torch.ops.se_fused.*``: schemas, fakes, and the choice of a backend.
 
 Each operator is one opaque node to torch.compile; the backend is chosen inside its body. Operators
-have no autograd of their own: use ``se_fused.functional``.
+have no autograd of their own: use ``se_fused.functional``. Letters and formulas in
+``se_fused/backends/README.md``. What the extension computes is the overload ``cpp`` of the same
+name, with the same schema and fake.
 """
-
-import os
-from contextlib import contextmanager
 
 import torch
 
-from se_fused import backends, fakes, flops
-from se_fused.layout import dense, like
+from se_fused import flops
+from se_fused.backends import module_for, reference
+from se_fused.memory_format import acc_dtype, match_memory_format, to_dense
 
 _library = torch.library.Library("se_fused", "DEF")
-_forced: str | None = os.environ.get("SE_FUSED_BACKEND") or None
-# Backends that can run, by forced name (None: chosen by device) and device: asked once.
-_ready: dict[tuple[str | None, torch.device], object] = {}
 
+def _operator(arguments: str, results: str, fake, elsewhere=None):
+    """Registers a function as the body of the operator of its name; it gets the backend first.
 
-# Backend choice
-
-
-@contextmanager
-def backend(name: str | None):
-    """Run what is called inside on one named backend: ``with se_fused.backend("triton"): ...``
-
-    A named backend never falls back: if it cannot run, the call raises with the reason. ``None``
-    restores the automatic choice. Process-wide, so that it reaches autograd's threads; it covers
-    the calls made inside the block, a backward pass only if it is called inside too. Enter it
-    outside functions given to torch.compile. Initial value: the environment variable
-    SE_FUSED_BACKEND.
-    """
-    global _forced
-    _check_name(name)
-    previous, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = previous
-
-
-def forced_backend() -> str | None:
-    """The name given by ``backend(...)`` or SE_FUSED_BACKEND, None for the automatic choice."""
-    return _forced
-
-
-def backend_for(device: torch.device) -> str:
-    """The name of the backend that a tensor on this device gets; raises if there is none."""
-    return _module_for(device).__name__.rpartition(".")[2]
-
-
-def why_not(name: str, device: torch.device) -> str | None:
-    """Why a backend cannot run on a device; None if it can."""
-    try:
-        module = backends.load(name)
-    except ImportError as error:
-        return f"import failed: {error}"
-    return module.unavailable(device)
-
-
-def _module_for(device: torch.device):
-    module = _ready.get((_forced, device))
-    if module is None:
-        module = _ready[_forced, device] = _find_module(_forced, device)
-    return module
-
-
-def _find_module(name: str | None, device: torch.device):
-    if name is None:
-        names = backends.preferred(device.type)
-        return backends.load(next(name for name in names if why_not(name, device) is None))
-    _check_name(name)
-    reason = why_not(name, device)
-    if reason:
-        raise RuntimeError(f"backend {name!r} cannot run on {device.type}: {reason}")
-    return backends.load(name)
-
-
-def _check_name(name: str | None):
-    if name is not None and name not in backends.NAMES:
-        raise ValueError(f"backend must be one of {', '.join(backends.NAMES)}, got {name!r}")
-
-
-# Operators
-
-
-def _operator(schema: str):
-    """Registers a function as the body of an operator; it gets the backend module first.
-
-    Returns what functional.py calls: the operator, or for CPU tensors straight the body where the
+    Returns what autograd calls: the operator, or for CPU tensors straight the body where the
     backend's own functions are operators. Through the dispatcher once, not twice: 5 of 20 µs.
+    ``elsewhere`` runs instead for tensors on other devices than the CPU.
     """
 
     def register(body):
-        name = schema.partition("(")[0]
-        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        name = body.__name__
+        for overload in (name, f"{name}.cpp"):
+            tags = (torch.Tag.pt2_compliant_tag,)
+            _library.define(f"{overload}({arguments}) -> {results}", tags=tags)
+            torch.library.register_fake(f"se_fused::{overload}", fake, lib=_library)
 
         def run(*args):
             device = args[0].device
             if torch.is_autocast_enabled(device.type):
                 with torch.autocast(device.type, enabled=False):
-                    return body(_module_for(device), *args)
-            return body(_module_for(device), *args)
+                    return body(module_for(device), *args)
+            return body(module_for(device), *args)
 
         _library.impl(name, run, "CompositeExplicitAutograd")
-        overload = getattr(torch.ops.se_fused, name).default
+        operator = getattr(torch.ops.se_fused, name).default
 
         def call(*args):
-            if args[0].is_cpu and not torch.compiler.is_compiling():
-                module = _module_for(args[0].device)
+            if not args[0].is_cpu:
+                return operator(*args) if elsewhere is None else elsewhere(*args)
+            if not torch.compiler.is_compiling():
+                module = module_for(args[0].device)
                 if module.OPERATORS:
                     return body(module, *args)
-            return overload(*args)
+            return operator(*args)
 
         return call
 
     return register
 
 
-_WEIGHTS = "Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str act, str gate"
+# Fakes: shapes, dtypes and layouts of the results, for torch.compile, fake and meta tensors.
 
 
-@_operator("squeeze(Tensor x) -> Tensor")
-def squeeze(module, x):
-    return module.squeeze(dense(x))
+def _map(x):
+    return torch.empty_like(to_dense(x))
 
 
-@_operator("rescale(Tensor x, Tensor g) -> Tensor")
-def rescale(module, x, g):
-    return module.rescale(dense(x), g.contiguous())
+def _map_if(wanted: bool, x):
+    return _map(x) if wanted else x.new_empty(0)
 
 
-@_operator("gate_gradient(Tensor dy, Tensor x) -> Tensor")
-def gate_gradient(module, dy, x):
-    x = dense(x)
-    return module.gate_gradient(like(dy, x), x)
+def _mask_if(wanted: bool, x):
+    return x.new_empty(reference.mask_size(to_dense(x)) if wanted else 0, dtype=torch.uint8)
 
 
-@_operator("rescale_backward(Tensor dy, Tensor x, Tensor g) -> (Tensor, Tensor)")
-def rescale_backward(module, dy, x, g):
-    x = dense(x)
-    return module.rescale_backward(like(dy, x), x, g.contiguous())
+def _acc(x, *size):
+    return x.new_empty(size, dtype=acc_dtype(x.dtype))
 
 
-@_operator(f"squeeze_excite(Tensor x, {_WEIGHTS}) -> (Tensor, Tensor, Tensor)")
-def squeeze_excite(module, x, w1, b1, w2, b2, act, gate):
-    return module.squeeze_excite(dense(x), w1, b1, w2, b2, act, gate)
+def _per_channel(x, *count):
+    return _acc(x, *count, x.shape[0], x.shape[1])
 
 
-@_operator(
-    f"squeeze_excite_backward(Tensor dy, Tensor x, Tensor z, Tensor g, {_WEIGHTS})"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
-)
-def squeeze_excite_backward(module, dy, x, z, g, w1, b1, w2, b2, act, gate):
-    x = dense(x)
-    return module.squeeze_excite_backward(
-        like(dy, x), x, z.contiguous(), g.contiguous(), w1, b1, w2, b2, act, gate
-    )
-
-
-@_operator("squeeze_max(Tensor x) -> (Tensor, Tensor)")
-def squeeze_max(module, x):
-    return module.squeeze_max(dense(x))
-
-
-@_operator("gate_gradient_max(Tensor dy, Tensor x, Tensor m) -> (Tensor, Tensor)")
-def gate_gradient_max(module, dy, x, m):
-    x = dense(x)
-    return module.gate_gradient_max(like(dy, x), x, m.contiguous())
-
-
-@_operator(
-    "rescale_backward_max(Tensor dy, Tensor x, Tensor g, Tensor share, Tensor m, Tensor peak)"
-    " -> Tensor"
-)
-def rescale_backward_max(module, dy, x, *values):
-    x = dense(x)
-    return module.rescale_backward_max(like(dy, x), x, *(t.contiguous() for t in values))
+def _contiguous(*tensors):
+    return [None if t is None else t.contiguous() for t in tensors]
 
 
 _NORM = "Tensor? center, Tensor? scale, Tensor? shift"
+_WEIGHTS = "Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str act, str gate"
 
 
-@_operator("moments(Tensor x) -> (Tensor, Tensor)")
-def moments(module, x):
-    return module.moments(dense(x))
+# Four passes over the map
 
 
-@_operator(f"norm_squeeze(Tensor x, {_NORM}, str act) -> Tensor")
-def norm_squeeze(module, x, center, scale, shift, act):
-    return module.norm_squeeze(dense(x), center, scale, shift, act)
+def _reduce_forward(x, center, scale, shift, act, statistic):
+    return _per_channel(x, 1 if statistic == "mean" else 2)
 
 
-@_operator(
-    f"norm_rescale(Tensor x, Tensor? residual, {_NORM}, Tensor g, str act, bool relu)"
-    " -> (Tensor, Tensor)"
-)
-def norm_rescale(module, x, residual, center, scale, shift, g, act, relu):
-    x = dense(x)
-    residual = None if residual is None else like(residual, x)
-    return module.norm_rescale(x, residual, center, scale, shift, g.contiguous(), act, relu)
+@_operator(f"Tensor x, {_NORM}, str act, str statistic", "Tensor", _reduce_forward)
+def reduce_forward(module, x, *parts):
+    return module.reduce_forward(to_dense(x), *parts)
 
 
-@_operator(f"norm_sums(Tensor dy, Tensor x, Tensor? mask, {_NORM}, str act) -> Tensor")
-def norm_sums(module, dy, x, mask, center, scale, shift, act):
-    x = dense(x)
-    return module.norm_sums(like(dy, x), x, mask, center, scale, shift, act)
+def _apply_forward(x, residual, center, scale, shift, g, act, relu):
+    return _map(x), _mask_if(relu, x)
 
 
 @_operator(
-    f"norm_rescale_backward(Tensor dy, Tensor x, Tensor? mask, {_NORM}, Tensor g, Tensor share,"
-    " Tensor? slope, Tensor? offset, str act, bool add) -> (Tensor, Tensor)"
-)
-def norm_rescale_backward(
-    module, dy, x, mask, center, scale, shift, g, share, slope, offset, act, add
-):
-    x = dense(x)
-    return module.norm_rescale_backward(
-        like(dy, x), x, mask, center, scale, shift, g.contiguous(), share.contiguous(),
-        slope, offset, act, add,
-    )  # fmt: skip
+    f"Tensor x, Tensor? residual, {_NORM}, Tensor g, str act, bool relu",
+    "(Tensor, Tensor)", _apply_forward,
+)  # fmt: skip
+def apply_forward(module, x, residual, center, scale, shift, g, act, relu):
+    x = to_dense(x)
+    residual = None if residual is None else match_memory_format(residual, x)
+    return module.apply_forward(x, residual, center, scale, shift, g.contiguous(), act, relu)
 
 
-@_operator("merge_moments(Tensor planes, Tensor m2, SymInt positions) -> (Tensor, Tensor)")
-def merge_moments(module, planes, m2, positions):
-    return module.merge_moments(planes, m2, positions)
-
-
-@_operator(f"norm_excite(Tensor planes, {_NORM}, {_WEIGHTS}) -> (Tensor, Tensor, Tensor)")
-def norm_excite(module, planes, center, scale, shift, w1, b1, w2, b2, act, gate):
-    return module.norm_excite(planes, center, scale, shift, w1, b1, w2, b2, act, gate)
+def _reduce_backward(dy, x, mask, center, scale, shift, maximum, g, act):
+    count = 1 if maximum is None else 2
+    if center is not None:
+        count = 2 if act == "identity" else 5
+    return _per_channel(x, count), _map_if(g is not None, x)
 
 
 @_operator(
-    f"norm_excite_backward(Tensor sums, Tensor planes, {_NORM}, Tensor p1, Tensor g, Tensor w1,"
-    " Tensor w2, str act, str gate, SymInt positions)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-def norm_excite_backward(
-    module, sums, planes, center, scale, shift, p1, g, w1, w2, act, gate, positions
-):
-    return module.norm_excite_backward(
-        sums, planes, center, scale, shift, p1, g, w1, w2, act, gate, positions
+    f"Tensor dy, Tensor x, Tensor? mask, {_NORM}, Tensor? maximum, Tensor? g, str act",
+    "(Tensor, Tensor)", _reduce_backward,
+)  # fmt: skip
+def reduce_backward(module, dy, x, mask, center, scale, shift, maximum, g, act):
+    x = to_dense(x)
+    dy = match_memory_format(dy, x)
+    return module.reduce_backward(
+        dy, x, mask, center, scale, shift, *_contiguous(maximum, g), act
     )
 
 
-@_operator("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")
-def product(module, a, b, bias):
-    """Of every backend: see ``excitation.product``."""
-    return a @ b if bias is None else torch.addmm(bias, a, b)
+def _apply_backward(
+    dy, x, mask, center, scale, shift, g, grad_mean, maximum, grad_max, slope, offset, act, add
+):
+    return _map(x), _map_if(add, x)
 
 
-@torch.library.register_fake("se_fused::product", lib=_library)
-def _(a, b, bias):
+@_operator(
+    f"Tensor dy, Tensor x, Tensor? mask, {_NORM}, Tensor g, Tensor? grad_mean, Tensor? maximum,"
+    " Tensor? grad_max, Tensor? slope, Tensor? offset, str act, bool add",
+    "(Tensor, Tensor)", _apply_backward,
+)  # fmt: skip
+def apply_backward(
+    module, dy, x, mask, center, scale, shift, g, grad_mean, maximum, grad_max, slope, offset,
+    act, add,
+):  # fmt: skip
+    x = to_dense(x)
+    return module.apply_backward(
+        match_memory_format(dy, x), x, mask, center, scale, shift,
+        *_contiguous(g, grad_mean, maximum, grad_max), slope, offset, act, add,
+    )  # fmt: skip
+
+
+# The block at once
+
+
+def _squeeze_excite(x, residual, w1, b1, w2, b2, act, gate, relu):
+    return _map(x), _mask_if(relu, x), _per_channel(x), _per_channel(x)
+
+
+@_operator(
+    f"Tensor x, Tensor? residual, {_WEIGHTS}, bool relu",
+    "(Tensor, Tensor, Tensor, Tensor)", _squeeze_excite,
+)  # fmt: skip
+def squeeze_excite(module, x, residual, w1, b1, w2, b2, act, gate, relu):
+    x = to_dense(x)
+    residual = None if residual is None else match_memory_format(residual, x)
+    return module.squeeze_excite(x, residual, w1, b1, w2, b2, act, gate, relu)
+
+
+def _squeeze_excite_backward(dy, x, mask, z, g, w1, b1, w2, b2, act, gate, add):
+    dp1, h = (_acc(x, x.shape[0], w1.shape[0]) for _ in range(2))
+    return _map(x), _map_if(add, x), dp1, h, _per_channel(x)
+
+
+@_operator(
+    f"Tensor dy, Tensor x, Tensor? mask, Tensor z, Tensor g, {_WEIGHTS}, bool add",
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)", _squeeze_excite_backward,
+)  # fmt: skip
+def squeeze_excite_backward(module, dy, x, mask, z, g, w1, b1, w2, b2, act, gate, add):
+    x = to_dense(x)
+    return module.squeeze_excite_backward(
+        match_memory_format(dy, x), x, mask, z.contiguous(), g.contiguous(), w1, b1, w2, b2,
+        act, gate, add,
+    )  # fmt: skip
+
+
+# Between the passes
+
+
+def _merge_moments(moments, positions):
+    return tuple(moments.new_empty(moments.shape[2]) for _ in range(2))
+
+
+@_operator(
+    "Tensor moments, SymInt positions", "(Tensor, Tensor)", _merge_moments,
+    elsewhere=reference.merge_moments,
+)  # fmt: skip
+def merge_moments(module, moments, positions):
+    return module.merge_moments(moments, positions)
+
+
+def _excite(mean, center, scale, shift, w1, b1, w2, b2, act, gate):
+    z = mean.new_empty(0) if center is None else _per_channel(mean)
+    return z, _acc(mean, mean.shape[0], w1.shape[0]), _acc(mean, mean.shape[0], w2.shape[0])
+
+
+@_operator(
+    f"Tensor mean, {_NORM}, {_WEIGHTS}", "(Tensor, Tensor, Tensor)", _excite,
+    elsewhere=reference.excite,
+)  # fmt: skip
+def excite(module, *arguments):
+    return module.excite(*arguments)
+
+
+def _excite_backward(
+    sums, mean, center, scale, shift, p1, g, w1, w2, act, gate, positions
+):
+    channels = 0 if center is None else g.shape[1]
+    likes = p1, p1, g, g
+    return *map(torch.empty_like, likes), g.new_empty(channels), g.new_empty(channels)
+
+
+@_operator(
+    f"Tensor sums, Tensor mean, {_NORM}, Tensor p1, Tensor g, Tensor w1, Tensor w2, str act,"
+    " str gate, SymInt positions",
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", _excite_backward,
+    elsewhere=reference.excite_backward,
+)  # fmt: skip
+def excite_backward(module, *arguments):
+    return module.excite_backward(*arguments)
+
+
+def _product(a, b, bias):
     return a.new_empty(a.shape[0], b.shape[1])
 
 
-fakes.register("se_fused", _library)
+@_operator("Tensor a, Tensor b, Tensor? bias", "Tensor", _product)
+def product(module, a, b, bias):
+    """Of every backend: see ``reference.product``."""
+    return a @ b if bias is None else torch.addmm(bias, a, b)
+
+
 flops.register()

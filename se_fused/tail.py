@@ -6,10 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from se_fused import checks
+from se_fused import validation
 from se_fused.activations import ACTS, GATES, NORM_ACTS, POST_ACTS
-from se_fused.differentiation import any_requires_grad, needs_plain_operators, without_autocast
-from se_fused.layout import dense
+from se_fused.tracing import any_requires_grad, must_decompose, without_autocast
+from se_fused.memory_format import to_dense
 from se_fused.tail_function import Options, Tail, forward_passes, plain, statistics_of
 
 
@@ -37,7 +37,7 @@ def squeeze_excite_add_act(
 
     Source: Hu et al., arXiv 1709.01507, figure 3.
     """
-    checks.feature_map(x, "x")
+    validation.feature_map(x, "x")
     options = Options(act=act, gate=gate, post_act=post_act, on_gate=on_gate)
     return _tail(x, residual, None, None, (w1, b1, w2, b2), options)
 
@@ -90,15 +90,15 @@ def batch_norm_squeeze_excite(
 
     Source: Hu et al., arXiv 1709.01507, figures 2 and 3; Ioffe and Szegedy, arXiv 1502.03167.
     """
-    checks.feature_map(x, "x")
+    validation.feature_map(x, "x")
     running = running_mean, running_var
     if not torch.jit.is_tracing():
-        checks.normalization(x, *running, weight, bias, training)
-    checks.choice(norm_act, NORM_ACTS, "norm_act")
+        validation.normalization(x, *running, weight, bias, training)
+    validation.choice(norm_act, NORM_ACTS, "norm_act")
     if process_group is not None and not (training and dist.get_world_size(process_group) > 1):
         process_group = None
     if training and process_group is None and not torch.jit.is_tracing():
-        checks.batch(x)
+        validation.batch(x)
     options = Options(
         norm_act, act, gate, post_act, training, momentum, eps, process_group, on_gate
     )
@@ -107,20 +107,20 @@ def batch_norm_squeeze_excite(
 
 def _tail(x, residual, running, affine, weights, options: Options) -> Tensor:
     """running and affine are None where there is no BatchNorm."""
-    is_plain = needs_plain_operators()
+    is_plain = must_decompose()
     if not is_plain or not torch.jit.is_tracing():  # sizes are tensors there; comparing them warns
-        checks.weights(x, *weights)
+        validation.weights(x, *weights)
         if residual is not None:
-            checks.alike(residual, "residual", x)
-    checks.choice(options.act, ACTS, "act")
-    checks.choice(options.gate, GATES, "gate")
-    checks.choice(options.post_act, POST_ACTS, "post_act")
+            validation.alike(residual, "residual", x)
+    validation.choice(options.act, ACTS, "act")
+    validation.choice(options.gate, GATES, "gate")
+    validation.choice(options.post_act, POST_ACTS, "post_act")
     with without_autocast(x):
         if is_plain:
             if options.group is not None:
                 raise RuntimeError("synchronised statistics cannot be exported or transformed")
             return plain(x, residual, running, affine, weights, options)
-        x = dense(x)
+        x = to_dense(x)
         weight, bias = affine or (None, None)
         planes, norm = None, (None, None, None)
         if running is not None:

@@ -17,13 +17,13 @@ from torch.autograd import Function
 from se_fused import between, ops, statistics
 from se_fused.activations import FUNCTIONS
 from se_fused.backends import eager
-from se_fused.differentiation import (
+from se_fused.tracing import (
     eager_gradients,
-    is_taken_apart,
+    needs_double_backward,
     without_autocast,
 )
-from se_fused.excitation import observed, weight_gradient
-from se_fused.layout import acc_dtype, like
+from se_fused.excitation import call_gate_hook, weight_gradient
+from se_fused.memory_format import acc_dtype, match_memory_format
 from se_fused.passes import unpack
 from se_fused.statistics import Statistics
 
@@ -89,9 +89,9 @@ def forward_passes(x, residual, weight, bias, w1, b1, w2, b2, planes, center, va
     if own_norm[0] is None:
         z = planes
     if residual is not None:
-        residual = like(residual, x)
+        residual = match_memory_format(residual, x)
     y, mask = ops.norm_rescale(x, residual, *norm, g, options.norm_act, options.has_relu)
-    y = observed(y, g, options.on_gate)
+    y = call_gate_hook(y, g, options.on_gate)
     return y, mask if options.has_relu else None, scale, shift, planes, z, p1, g
 
 
@@ -113,9 +113,9 @@ class Tail(Function):
         mask, scale, shift, planes, z, p1, g = kept
         options = ctx.options
         with without_autocast(dy):
-            if is_taken_apart(dy):
+            if needs_double_backward(dy):
                 return _differentiable(ctx, dy)
-            dy = like(dy, x)
+            dy = match_memory_format(dy, x)
             need_x, need_residual, *need_affine = ctx.needs_input_grad[:4]
             norm = center, scale, shift
             sums = ops.norm_sums(dy, x, mask, *norm, options.norm_act)
@@ -168,7 +168,7 @@ def plain(x, residual, running, affine, weights, options) -> Tensor:
         x = F.batch_norm(x, *running, *affine, options.training, options.momentum, options.eps)
     x = FUNCTIONS[options.norm_act](x)
     y, _, g = eager.squeeze_excite(x, *weights, options.act, options.gate)
-    y = observed(y, g, options.on_gate)
+    y = call_gate_hook(y, g, options.on_gate)
     y = y if residual is None else y + residual
     return y.relu() if options.has_relu else y
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from se_fused.differentiation import needs_plain_operators
+from se_fused.tracing import must_decompose
 from se_fused.gates.plot import Label, draw
 from se_fused.gates.saturation import Saturation, saturation_of
 from se_fused.gates.sums import GateSums
@@ -180,7 +180,7 @@ class GateRecord:
         return ran
 
     def _add(self, name: str, g: Tensor):
-        if needs_plain_operators():
+        if must_decompose():
             raise RuntimeError(
                 "gates cannot be recorded in torch.export, torch.jit.trace, torch.func transforms "
                 "or forward-mode differentiation: leave record_gates first"

@@ -14,7 +14,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from se_fused.differentiation import plain_operators
+from se_fused.tracing import plain_operators
 from se_fused.surgery.guard import on_copies
 
 _SEED = 1709

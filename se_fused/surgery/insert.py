@@ -5,7 +5,7 @@ from numbers import Real
 
 from torch import nn
 
-from se_fused import checks
+from se_fused import validation
 from se_fused.activations import make_module
 from se_fused.module import FusedSE
 from se_fused.surgery.beside import Spots
@@ -95,7 +95,7 @@ def insert_se(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    checks.choice(where, WHERE, "where")
+    validation.choice(where, WHERE, "where")
     make_module(act, "act")
     check_has_no_se(model)
     if blocks is None:

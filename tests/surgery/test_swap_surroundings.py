@@ -98,10 +98,10 @@ def test_backend_of_other_threads():
     se(x)
 
     def watch():
-        from se_fused.differentiation import needs_plain_operators
+        from se_fused.tracing import must_decompose
 
         while not stop.is_set():
-            seen.append((ops.forced_backend(), needs_plain_operators()))
+            seen.append((ops.forced_backend(), must_decompose()))
 
     reports, failed = [], []
 

@@ -20,7 +20,7 @@ from se_fused.between import (  # noqa: F401  (a part of the contract)
     norm_excite_backward,
 )
 from se_fused.excitation import excitation_gradient, excite, squeeze_gradient
-from se_fused.layout import acc_dtype
+from se_fused.memory_format import acc_dtype
 from se_fused.passes import mask_size
 
 _MIN_CAPABILITY = (7, 5)

@@ -13,7 +13,7 @@ from torch import Tensor
 from se_fused import plan
 from se_fused.backends.triton import apply, reduce
 from se_fused.backends.triton.tuning import tuned
-from se_fused.layout import acc_dtype
+from se_fused.memory_format import acc_dtype
 
 # Fixed when the kernels were defined, by TRITON_INTERPRET.
 INTERPRETED = not isinstance(apply.rescale_kernel, triton.runtime.JITFunction)

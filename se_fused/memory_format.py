@@ -6,7 +6,7 @@ from torch import Tensor
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def dense(x: Tensor) -> Tensor:
+def to_dense(x: Tensor) -> Tensor:
     """x itself if it is contiguous or channels_last, else one copy in the layout nearest to it."""
     if x.is_contiguous():
         return x
@@ -16,7 +16,7 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def like(dy: Tensor, x: Tensor) -> Tensor:
+def match_memory_format(dy: Tensor, x: Tensor) -> Tensor:
     """dy in the layout of the dense tensor x."""
     if x.is_contiguous():
         return dy.contiguous()
@@ -29,11 +29,11 @@ def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def flat(x: Tensor) -> Tensor:
+def flatten_spatial(x: Tensor) -> Tensor:
     """x as a [N, C, M] view, in either layout; M = 1 where x is [N, C]."""
     return x.unsqueeze(-1).flatten(2)
 
 
-def like_map(values: Tensor, x: Tensor) -> Tensor:
+def broadcast_spatial(values: Tensor, x: Tensor) -> Tensor:
     """[C] or [N, C] as [C, 1, …] or [N, C, 1, …], to broadcast against x."""
     return values.reshape(values.shape + (1,) * (x.dim() - 2))

@@ -25,7 +25,7 @@ def plain_operators():
             _plain_threads.discard(ident)
 
 
-def needs_plain_operators() -> bool:
+def must_decompose() -> bool:
     """Whether someone takes the computation apart who knows PyTorch's own operators alone."""
     if _plain_threads and not torch.compiler.is_compiling() and get_ident() in _plain_threads:
         return True
@@ -42,7 +42,7 @@ def needs_plain_operators() -> bool:
     )
 
 
-def is_taken_apart(dy: Tensor) -> bool:
+def needs_double_backward(dy: Tensor) -> bool:
     """Whether a backward pass is itself differentiated, or batched, as for a Jacobian."""
     if torch.is_grad_enabled() or _is_transformed():
         return True

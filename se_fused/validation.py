@@ -5,7 +5,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from se_fused.layout import acc_dtype
+from se_fused.memory_format import acc_dtype
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
