@@ -7,7 +7,7 @@ from models import SqueezeExcite
 from torch import Tensor, nn
 
 from se_fused import FusedBatchNormSE, FusedSE
-from se_fused.tail import squeeze_excite_add_act
+from se_fused.functional import squeeze_excite_add_act
 
 _ACTS = {"relu": nn.ReLU, "silu": nn.SiLU}
 

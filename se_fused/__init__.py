@@ -1,12 +1,16 @@
 """Fused squeeze-and-excitation for PyTorch."""
 
-from se_fused.functional import rescale, squeeze, squeeze_excite
+from se_fused.backends import backend
+from se_fused.functional import (
+    batch_norm_squeeze_excite,
+    rescale,
+    squeeze,
+    squeeze_excite,
+    squeeze_excite_add_act,
+)
 from se_fused.gates import record_gates
-from se_fused.module import FusedSE
-from se_fused.norm import FusedBatchNormSE
-from se_fused.ops import backend
+from se_fused.modules import FusedBatchNormSE, FusedSE
 from se_fused.surgery import fuse, insert_se, remove_se, replace_se, restore_se, unfuse
-from se_fused.tail import batch_norm_squeeze_excite, squeeze_excite_add_act
 from se_fused.version import __version__
 
 __all__ = [

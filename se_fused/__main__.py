@@ -6,7 +6,7 @@ from importlib import metadata
 import torch
 
 import se_fused
-from se_fused import backends, ops
+from se_fused import backends
 
 
 def main():
@@ -14,17 +14,17 @@ def main():
     print(f"python   {platform.python_version()}, {platform.system()} {platform.machine()}")
     print(f"torch    {torch.__version__}")
     print(f"triton   {_version('triton')}")
-    forced = ops.forced_backend()
+    forced = backends.forced_backend()
     if forced is not None:
         print(f"forced   {forced} (SE_FUSED_BACKEND)")
     for device in _devices():
         print(f"\n{_describe(device)}")
         try:
-            print(f"  backend: {ops.backend_for(device)}")
+            print(f"  backend: {backends.backend_for(device)}")
         except (RuntimeError, ValueError) as error:
             print(f"  backend: none, {error}")
         for name in backends.NAMES:
-            print(f"  {name:8} {ops.why_not(name, device) or 'can run'}")
+            print(f"  {name:8} {backends.why_not(name, device) or 'can run'}")
     if not torch.cuda.is_available():
         print("\ncuda: no device is available to torch")
 

@@ -11,8 +11,6 @@ from math import prod
 
 import torch
 
-from se_fused import backends
-
 _COUNTER = "torch.utils.flop_counter"
 
 
@@ -45,36 +43,29 @@ class _CounterFinder:
 
 
 def _register(counter):
-    namespaces = [torch.ops.se_fused]
-    try:
-        backends.load("cpp")  # now: a FlopCounterMode keeps the formulas that it starts with
-        namespaces.append(torch.ops.se_fused_cpp)
-    except ImportError:
-        pass
-    for namespace in namespaces:
-        for name, formula in _FORMULAS.items():
-            operator = getattr(namespace, name, None)
-            if operator is not None and operator not in counter.flop_registry:
-                counter.register_flop_formula(operator)(formula)
+    for name, formula in _FORMULAS.items():
+        operator = getattr(torch.ops.se_fused, name)
+        if operator not in counter.flop_registry:
+            counter.register_flop_formula(operator)(formula)
 
 
 # Arguments are shapes, as the operators take them. Forward has two products, z w1ᵀ and h w2ᵀ;
 # backward has two, dp2 w2 and dp1 w1.
 
 
-def _squeeze_excite(x, w1, b1, w2, *_, **__) -> int:
+def _squeeze_excite(x, residual, w1, b1, w2, *_, **__) -> int:
     return _products(x, w1, w2)
 
 
-def _squeeze_excite_backward(dy, x, z, g, w1, b1, w2, *_, **__) -> int:
+def _squeeze_excite_backward(dy, x, mask, z, g, w1, b1, w2, *_, **__) -> int:
     return _products(x, w1, w2)
 
 
-def _norm_excite(planes, center, scale, shift, w1, b1, w2, *_, **__) -> int:
-    return _products(planes, w1, w2)
+def _excite(mean, center, scale, shift, w1, b1, w2, *_, **__) -> int:
+    return _products(mean, w1, w2)
 
 
-def _norm_excite_backward(sums, planes, center, scale, shift, p1, g, w1, w2, *_, **__) -> int:
+def _excite_backward(sums, mean, center, scale, shift, p1, g, w1, w2, *_, **__) -> int:
     return _products(g, w1, w2)
 
 
@@ -89,7 +80,7 @@ def _products(x, w1, w2) -> int:
 _FORMULAS = {
     "squeeze_excite": _squeeze_excite,
     "squeeze_excite_backward": _squeeze_excite_backward,
-    "norm_excite": _norm_excite,
-    "norm_excite_backward": _norm_excite_backward,
+    "excite": _excite,
+    "excite_backward": _excite_backward,
     "product": _product,
 }

@@ -1,4 +1,4 @@
-"""Where autograd Functions meet export, transforms, autocast and double backward."""
+"""Where the block meets export, transforms, autocast and double backward."""
 
 from contextlib import contextmanager, nullcontext
 from threading import get_ident
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from se_fused import ops
+from se_fused import backends
 
 _plain_threads: set[int] = set()
 
@@ -34,10 +34,10 @@ def must_decompose() -> bool:
         return True
     if not _is_transformed():
         return False
-    if ops.forced_backend() in (None, "eager"):
+    if backends.forced_backend() in (None, "eager"):
         return True
     raise RuntimeError(
-        f"backend {ops.forced_backend()!r} cannot run inside torch.func transforms and "
+        f"backend {backends.forced_backend()!r} cannot run inside torch.func transforms and "
         'forward-mode differentiation: use se_fused.backend("eager")'
     )
 
@@ -54,24 +54,9 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def any_requires_grad(*tensors: Tensor | None) -> bool:
-    return any([t is not None and t.requires_grad for t in tensors])
-
-
 def without_autocast(t: Tensor):
     """The accumulator's matmuls stay in its dtype, also in a backward pass inside autocast."""
     kind = t.device.type
     if t.is_meta or not torch.is_autocast_enabled(kind):  # which knows no meta device
         return nullcontext()
     return torch.autocast(kind, enabled=False)
-
-
-def eager_gradients(ctx, forward, inputs, dy):
-    """Gradients that are themselves differentiable, from the eager formulas (double backward)."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # A gradient must not run on into the history that one input may share with another.
-        aliases = [t if t is None else t.view_as(t) for t in inputs]
-        wanted = [t for t, needed in zip(aliases, ctx.needs_input_grad) if needed]
-        found = iter(torch.autograd.grad(forward(*aliases), wanted, dy, create_graph=create_graph))
-    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[: len(inputs)])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from se_fused.module import FusedSE
+from se_fused.modules.se import FusedSE
 from se_fused.surgery.class_swap import ClassSwapped, made_class
 from se_fused.surgery.layer_calls import Insertion, methods_with_se
 from se_fused.surgery.placements import CONTAINERS, Site

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from se_fused.layers import Slots
+from se_fused.modules.layers import Slots
 from se_fused.surgery.report import path_of
 from se_fused.surgery.swapped import SwappedChannelsLast, SwappedSCSE, SwappedSE
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.fx import Graph
 
-from se_fused.module import FusedSE
+from se_fused.modules.se import FusedSE
 from se_fused.surgery.blocks import FusedBlock, fuse_block, unfuse_block
 from se_fused.surgery.calls import Signature
 from se_fused.surgery.class_swap import library_of

@@ -11,8 +11,8 @@ from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from se_fused.layers import is_plain
-from se_fused.module import FusedSE
+from se_fused.modules.layers import is_plain
+from se_fused.modules.se import FusedSE
 from se_fused.surgery.comparison import (
     RandomStates,
     attributes_of,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from se_fused.layers import has_global_hooks, has_hooks
+from se_fused.modules.layers import has_global_hooks, has_hooks
 from se_fused.surgery.reads import Reads, is_harmless, is_watchable, reads_of
 from se_fused.surgery.report import Left, path_of
 

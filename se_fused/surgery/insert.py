@@ -7,7 +7,7 @@ from torch import nn
 
 from se_fused import validation
 from se_fused.activations import make_module
-from se_fused.module import FusedSE
+from se_fused.modules.se import FusedSE
 from se_fused.surgery.beside import Spots
 from se_fused.surgery.placements import WHERE, Site
 from se_fused.surgery.report import Inserted, Report

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se_fused.activations import ACTS, FUNCTIONS, GATES, function_name
-from se_fused.layers import Slots
+from se_fused.modules.layers import Slots
 from se_fused.surgery.comparison import example, first_line, tensors_in
 from se_fused.surgery.report import Left
 from se_fused.surgery.structure import Candidate

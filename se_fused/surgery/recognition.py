@@ -5,7 +5,7 @@ import inspect
 import torch
 from torch import nn
 
-from se_fused.layers import Slots
+from se_fused.modules.layers import Slots
 from se_fused.surgery.comparison import (
     bare_copy,
     description,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from se_fused.module import FusedSE
+from se_fused.modules.se import FusedSE
 from se_fused.surgery.class_swap import library_of
 from se_fused.surgery.families import BY_CLASS, Family, known_family
 from se_fused.surgery.recognition import recognised

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from se_fused.module import FusedSE
+from se_fused.modules.se import FusedSE
 from se_fused.surgery.families import known_family
 from se_fused.surgery.placements import BY_CLASS, CONTAINERS, Site, end_of
 from se_fused.surgery.recognition import recognised

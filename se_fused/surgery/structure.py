@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from se_fused.activations import function_name
-from se_fused.layers import Slots
-from se_fused.module import FusedSE
+from se_fused.modules.layers import Slots
+from se_fused.modules.se import FusedSE
 from se_fused.surgery.families import Family
 from se_fused.surgery.report import path_of
 from se_fused.surgery.swapped_mbconv import SwappedMBConv

@@ -11,7 +11,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from se_fused.layers import (
+from se_fused.modules.layers import (
     Layers,
     Slots,
     Specification,
@@ -22,7 +22,7 @@ from se_fused.layers import (
     plain_weights,
     specification,
 )
-from se_fused.module import Form, FusedSE, compute, described, traced
+from se_fused.modules.se import Form, FusedSE, compute, described, traced
 from se_fused.surgery.class_swap import ClassSwapped, library_of, made_class, with_source_of
 from se_fused.surgery.comparison import example
 from se_fused.surgery.guard import say_once, write_down

@@ -4,8 +4,8 @@ segmentation-models-pytorch's and MONAI's (1-D to 3-D)."""
 import torch
 from torch import Tensor, nn
 
-from se_fused.layers import Slots
-from se_fused.module import Form, compute
+from se_fused.modules.layers import Slots
+from se_fused.modules.se import Form, compute
 from se_fused.surgery.comparison import example
 from se_fused.surgery.swapped import SwappedSE
 

@@ -7,8 +7,8 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from se_fused.layers import Slots, has_hooks, is_plain, layers_of
-from se_fused.module import Form
+from se_fused.modules.layers import Slots, has_hooks, is_plain, layers_of
+from se_fused.modules.se import Form
 from se_fused.surgery.comparison import (
     RandomStates,
     Step,

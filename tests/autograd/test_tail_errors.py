@@ -5,7 +5,7 @@ import pytest
 import torch
 from error_checks import assert_raises_before_any_operator
 
-from se_fused.tail import batch_norm_squeeze_excite, squeeze_excite_add_act
+from se_fused.functional import batch_norm_squeeze_excite, squeeze_excite_add_act
 
 
 def tensors(training=True):

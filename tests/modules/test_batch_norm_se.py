@@ -10,7 +10,7 @@ from torch import nn
 from twins import C, R, assert_same
 
 from se_fused import FusedBatchNormSE, FusedSE
-from se_fused.norm import batch_norm_se, block_specification
+from se_fused.modules.batch_norm_se import batch_norm_se, block_specification
 
 __all__ = ["fused_calls"]  # a fixture
 

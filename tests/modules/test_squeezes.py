@@ -12,7 +12,7 @@ from selection import each_pair_on
 from torch import nn
 
 from se_fused import FusedBatchNormSE, FusedSE, fuse, replace_se
-from se_fused.norm import block_specification
+from se_fused.modules.batch_norm_se import block_specification
 
 C, R = 8, 3
 each_kind = pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,7 @@ from torch import nn
 import se_fused.surgery.fusion
 from se_fused import FusedSE
 from se_fused.tracing import must_decompose
-from se_fused.norm import block_specification
+from se_fused.modules.batch_norm_se import block_specification
 from se_fused.surgery import fuse
 
 C = 24

@@ -8,10 +8,10 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from se_fused import validation, functional, ops, scripting
+from se_fused import backends, functional, validation
 from se_fused.activations import make_module
-from se_fused.tracing import plain_operators
-from se_fused.layers import (
+from se_fused.autograd import SQUEEZES
+from se_fused.modules.layers import (
     Slots,
     Specification,
     dims_taken,
@@ -21,7 +21,8 @@ from se_fused.layers import (
     names_of,
     specification,
 )
-from se_fused.maximum import SQUEEZES
+from se_fused.modules.scripting import scripted_as, squeeze_excite
+from se_fused.tracing import plain_operators
 
 
 class Form(NamedTuple):
@@ -138,7 +139,7 @@ class FusedSE(nn.Module):
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, **factory)
         self.gate = make_module(gate_layer, "gate_layer")
 
-    @scripting.scripted_as(scripting.squeeze_excite)
+    @scripted_as(squeeze_excite)
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, torch.fx.Proxy):
             return traced(self, x)
@@ -224,7 +225,7 @@ def _backends(module: nn.Module) -> list[str]:
     """Which backend runs it, where its parameters tell the device."""
     for parameter in module.parameters():
         try:
-            return [f"backend={ops.backend_for(parameter.device)}"]
+            return [f"backend={backends.backend_for(parameter.device)}"]
         except (RuntimeError, ValueError) as error:
             return [f"backend=none: {error}"]
     return []

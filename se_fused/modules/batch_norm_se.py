@@ -7,10 +7,11 @@ import torch.distributed as dist
 import torch.fx
 from torch import Tensor, nn
 
-from se_fused import scripting, tail
+from se_fused import functional
 from se_fused.activations import NORM_ACTS, POST_ACTS, function_name, make_module
-from se_fused.layers import Specification, has_global_hooks, is_beside, is_changed, is_plain
-from se_fused.module import FusedSE, specification_of, traced
+from se_fused.modules.layers import Specification, has_global_hooks, is_beside, is_changed, is_plain
+from se_fused.modules.scripting import batch_norm_squeeze_excite, scripted_as
+from se_fused.modules.se import FusedSE, specification_of, traced
 
 # The normalisations known, with the dims of the maps that they take; and timm's, which have their
 # activation inside, with the one that each extends.
@@ -93,7 +94,7 @@ class FusedBatchNormSE(nn.Module):
         self.post_act = make_module("identity" if post_act is None else post_act, "post_act")
         self.add = add
 
-    @scripting.scripted_as(scripting.batch_norm_squeeze_excite)
+    @scripted_as(batch_norm_squeeze_excite)
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if (residual is not None) != self.add:
             raise TypeError(
@@ -124,7 +125,7 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None, unfused=None) ->
     w1, b1, w2, b2, inner_act, gate = found
     is_tracking = bn.training and bn.track_running_stats
     has_running = bn.running_mean is not None and (is_tracking or not bn.training)
-    return tail.batch_norm_squeeze_excite(
+    return functional.batch_norm_squeeze_excite(
         x,
         bn.running_mean if has_running else None,
         bn.running_var if has_running else None,
