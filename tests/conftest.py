@@ -23,7 +23,7 @@ import quick_interpreter  # noqa: E402
 import triton_interpreter  # noqa: E402
 
 import se_fused  # noqa: E402
-from se_fused import ops  # noqa: E402
+from se_fused import backends  # noqa: E402
 
 quick_interpreter.install()
 
@@ -67,15 +67,15 @@ NATIVE = [place for place in PLACES if not place.interpreted]
 
 def pytest_report_header(config):
     """Which of the CPU kernels these tests run: SE_FUSED_CPU_CAPABILITY chooses others."""
-    missing = ops.why_not("cpp", torch.device("cpu"))
-    return f"kernels of the cpp backend: {missing or ops.backends.load('cpp').cpu_capability()}"
+    missing = backends.why_not("cpp", torch.device("cpu"))
+    return f"kernels of the cpp backend: {missing or backends.load('cpp').cpu_capability()}"
 
 
 def _enter(place: Place):
     if place.interpreted:
         reason = triton_interpreter.why_not()
     else:
-        reason = ops.why_not(place.backend, torch.device(place.device))
+        reason = backends.why_not(place.backend, torch.device(place.device))
     if reason:
         stop = pytest.fail if place.required else pytest.skip
         stop(f"{place.backend} on {place.device}: {reason}; instead: {place.covered_by}")

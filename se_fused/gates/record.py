@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from se_fused.tracing import must_decompose
 from se_fused.gates.plot import Label, draw
 from se_fused.gates.saturation import Saturation, saturation_of
 from se_fused.gates.sums import GateSums
 from se_fused.modules.se import FusedSE
+from se_fused.tracing import must_decompose
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from se_fused.modules.se import FusedSE
 from se_fused.modules.batch_norm_se import synchronised_or_not
+from se_fused.modules.se import FusedSE
 from se_fused.surgery.comparison import (
     RandomStates,
     Step,

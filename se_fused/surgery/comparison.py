@@ -14,8 +14,8 @@ from torch.nn.modules import module as torch_module
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from se_fused.tracing import plain_operators
 from se_fused.surgery.guard import on_copies
+from se_fused.tracing import plain_operators
 
 _SEED = 1709
 # Of several threads: random states and the hooks of all modules are one for all of them.

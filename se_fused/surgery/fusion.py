@@ -10,9 +10,9 @@ from torch.fx import Graph, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from se_fused.modules.batch_norm_se import batch_norm_se, is_like, synchronised_or_not
 from se_fused.modules.layers import has_hooks, is_changed, is_plain
 from se_fused.modules.se import FusedSE
-from se_fused.modules.batch_norm_se import batch_norm_se, is_like, synchronised_or_not
 from se_fused.surgery.block_trial import compare
 from se_fused.surgery.calls import Calls, Signature
 from se_fused.surgery.comparison import description, first_line

@@ -10,9 +10,9 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from se_fused.activations import NORM_ACTS, function_name
+from se_fused.modules.batch_norm_se import BATCH_NORM_ACTS, BATCH_NORMS
 from se_fused.modules.layers import layers_of, names_of
 from se_fused.modules.se import FusedSE
-from se_fused.modules.batch_norm_se import BATCH_NORM_ACTS, BATCH_NORMS
 from se_fused.surgery.graph import IN_PLACE, may_write, name_of
 from se_fused.surgery.report import Left, path_of
 from se_fused.surgery.structure import described

@@ -17,7 +17,7 @@ import torch
 from bench_results import DEVICE, GPU, block_row, network_row, of_pytest, tail_row
 from errors import RequestError
 
-from se_fused import ops
+from se_fused import backends
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,7 +122,7 @@ def test_maps_that_differ_in_hidden_width_are_two_rows(write):
 
 
 needs_extension = pytest.mark.skipif(
-    ops.why_not("cpp", torch.device("cpu")) is not None,
+    backends.why_not("cpp", torch.device("cpu")) is not None,
     reason="without the extension no backend is measured on a CPU; the tests above cover the rest",
 )
 

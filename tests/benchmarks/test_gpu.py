@@ -17,7 +17,7 @@ from bench_results import DEVICE, GPU
 from gpu_cases import chosen as chosen_cases
 from gpu_cases import evenly
 
-from se_fused import ops, plan
+from se_fused import backends, plan
 
 COMPARISON = {"backend": "triton", "kind": "SE", "shape": [4, 64, 14, 14], "layout": "contiguous",
               "dtype": "bf16"}  # fmt: skip
@@ -122,7 +122,7 @@ def test_extension_is_built_for_the_gpu_alone(monkeypatch, capsys, found, builds
 
 
 def test_extension_that_does_not_load_has_a_reason():
-    missing = ops.why_not("cpp", torch.device("cpu"))
+    missing = backends.why_not("cpp", torch.device("cpu"))
     assert gpu_build.why_not("cpu") == (missing or "")
     assert "no xpu kernels" in gpu_build.why_not("xpu") or missing
 
@@ -186,7 +186,7 @@ def test_warming_measures_and_writes_nothing(tmp_path):
 
 def test_sides_take_turns_each_in_its_context(tmp_path):
     stage, order = gpu_stage.Stage("block", tmp_path, dry=True), []
-    calls = [lambda: order.append((plan.WARPS, ops.forced_backend()))] * 2
+    calls = [lambda: order.append((plan.WARPS, backends.forced_backend()))] * 2
     found = stage.measure({
         str(warps): gpu_stage.Side(calls, lambda warps=warps: gpu_stage.chosen("eager", warps))
         for warps in (2, 8)
@@ -199,10 +199,10 @@ def test_choice_is_undone():
     device = plan.Device(132, 60 << 20, 227 << 10)
     before = plan.WARPS, plan.excites_in_reduce
     with pytest.raises(KeyError), gpu_stage.chosen("eager", warps=8, inside=False):
-        assert plan.WARPS == 8 and ops.backend_for(torch.device("cpu")) == "eager"
+        assert plan.WARPS == 8 and backends.backend_for(torch.device("cpu")) == "eager"
         assert plan.excites_in_reduce(1, 16, 1, 2, device) is False
         raise KeyError
-    assert (plan.WARPS, plan.excites_in_reduce, ops.forced_backend()) == (*before, None)
+    assert (plan.WARPS, plan.excites_in_reduce, backends.forced_backend()) == (*before, None)
 
 
 class Item:

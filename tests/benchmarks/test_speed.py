@@ -11,7 +11,7 @@ import torch
 from models import SqueezeExcite
 from timing import medians
 
-from se_fused import FusedSE, backends, ops
+from se_fused import FusedSE, backends
 
 TRIES = 5
 SHAPES = {"56x56": (8, 256, 56, 56), "14x14": (16, 1024, 14, 14), "7x7": (16, 2048, 7, 7)}
@@ -51,7 +51,7 @@ def one_thread():
 
 
 def needs_a_kernel(device):
-    names = [n for n in backends.preferred(device.type) if ops.why_not(n, device) is None]
+    names = [n for n in backends.preferred(device.type) if backends.why_not(n, device) is None]
     if names[0] == "eager":
         pytest.skip(f"no kernels for {device}; test_a_slow_block_is_seen covers the guard")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from se_fused.passes import mask_size
 from triton.backends.compiler import GPUTarget
 
-from se_fused.passes import mask_size
 from se_fused.plan import Device
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))

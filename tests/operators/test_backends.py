@@ -10,7 +10,7 @@ from reference import block, check, results
 from shapes import make_inputs
 
 import se_fused
-from se_fused import backends, ops
+from se_fused import backends
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONTRACT = ("unavailable", "squeeze", "rescale", "gate_gradient", "rescale_backward",
@@ -46,8 +46,8 @@ def stubs(monkeypatch):
         return stubs[name]
 
     monkeypatch.setattr(backends, "load", load)
-    monkeypatch.setattr(ops, "_ready", {})
-    monkeypatch.setattr(ops, "_forced", None)
+    monkeypatch.setattr(backends, "_ready", {})
+    monkeypatch.setattr(backends, "_forced", None)
     return stubs
 
 
@@ -76,7 +76,7 @@ def test_every_backend_keeps_the_contract(place):
 def test_automatic_choice(stubs, device, missing, chosen, how):
     for name in missing:
         stubs[name] = Stub(name, "no") if how == "cannot-run" else ImportError("no")
-    assert ops.backend_for(device) == chosen
+    assert backends.backend_for(device) == chosen
 
 
 def test_call_goes_to_the_chosen_backend(stubs):
@@ -100,23 +100,23 @@ def test_a_backend_that_cannot_run_is_asked_again(stubs):
     stubs["triton"].reason = "not yet"
     with se_fused.backend("triton"):
         with pytest.raises(RuntimeError, match="not yet"):
-            ops.backend_for(CPU)
+            backends.backend_for(CPU)
         stubs["triton"].reason = None
-        assert ops.backend_for(CPU) == "triton"
+        assert backends.backend_for(CPU) == "triton"
 
 
 def test_blocks_nest_and_restore(stubs):
-    assert ops.forced_backend() is None
+    assert backends.forced_backend() is None
     with se_fused.backend("eager"):
         with se_fused.backend("triton"):
-            assert ops.backend_for(CPU) == "triton"
+            assert backends.backend_for(CPU) == "triton"
             with se_fused.backend(None):
-                assert ops.backend_for(CPU) == "cpp"
-        assert ops.backend_for(CPU) == "eager"
+                assert backends.backend_for(CPU) == "cpp"
+        assert backends.backend_for(CPU) == "eager"
         with pytest.raises(KeyError), se_fused.backend("cpp"):
             raise KeyError
-        assert ops.backend_for(CPU) == "eager"
-    assert ops.forced_backend() is None
+        assert backends.backend_for(CPU) == "eager"
+    assert backends.forced_backend() is None
 
 
 @pytest.mark.parametrize("how", ["cannot-run", "cannot-be-imported"])
@@ -125,7 +125,7 @@ def test_named_backend_never_falls_back(stubs, name, how):
     reason = "the moon is full"
     stubs[name] = Stub(name, reason) if how == "cannot-run" else ImportError(reason)
     with se_fused.backend(name):
-        for call in (lambda: se_fused.squeeze(torch.ones(2, 3)), lambda: ops.backend_for(CPU)):
+        for call in (lambda: se_fused.squeeze(torch.ones(2, 3)), lambda: backends.backend_for(CPU)):
             with pytest.raises(RuntimeError) as raised:
                 call()
             for word in (repr(name), "cpu", reason):
@@ -148,10 +148,10 @@ def test_named_backend_runs_forward_and_backward(place, monkeypatch):
 
 RUN = """
 import torch, se_fused
-from se_fused import ops
-print("forced", ops.forced_backend())
+from se_fused import backends
+print("forced", backends.forced_backend())
 print("sum", se_fused.squeeze(torch.ones(2, 3, 4)).sum().item())
-print("ran", ops.backend_for(torch.device("cpu")))
+print("ran", backends.backend_for(torch.device("cpu")))
 """
 
 
@@ -162,7 +162,7 @@ def test_environment_names_a_backend():
 
 def test_empty_environment_is_the_automatic_choice():
     done = python(RUN, SE_FUSED_BACKEND="")
-    chosen = "eager" if ops.why_not("cpp", CPU) else "cpp"
+    chosen = "eager" if backends.why_not("cpp", CPU) else "cpp"
     assert done.stdout.split() == ["forced", "None", "sum", "6.0", "ran", chosen], done.stderr
 
 
@@ -181,7 +181,7 @@ def test_triton_on_cpu_tensors_needs_the_interpreter():
 def test_report_tells_which_backend_each_device_gets():
     done = python("", "-m", "se_fused")
     assert done.returncode == 0, done.stderr
-    chosen = "eager" if ops.why_not("cpp", CPU) else "cpp"
+    chosen = "eager" if backends.why_not("cpp", CPU) else "cpp"
     assert f"backend: {chosen}" in done.stdout
     for word in (se_fused.__version__, torch.__version__, "triton", "cpp", "can run"):
         assert word in done.stdout

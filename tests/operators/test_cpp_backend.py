@@ -13,10 +13,10 @@ from shapes import DTYPES, make_inputs
 from torch.utils.data import DataLoader, Dataset
 
 import se_fused
-from se_fused import ops
+from se_fused import backends, ops
 
 CPU = torch.device("cpu")
-missing = ops.why_not("cpp", CPU)
+missing = backends.why_not("cpp", CPU)
 pytestmark = pytest.mark.skipif(
     missing is not None,
     reason=f"{missing}; SE_FUSED_REQUIRE=cpp makes the tests of every operator fail instead",

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import se_fused
-from se_fused import FusedSE, ops
+from se_fused import FusedSE, backends
 
 on_gpu = pytest.mark.skipif(
     not HAS_GPU, reason="no GPU; test_fake_cuda_tensors traces the same calls"
@@ -19,7 +19,7 @@ backends_on_gpu = pytest.mark.parametrize("backend", ["triton", "cpp", "eager"])
 
 
 def on(backend: str):
-    reason = ops.why_not(backend, torch.device("cuda"))
+    reason = backends.why_not(backend, torch.device("cuda"))
     if reason:
         pytest.skip(f"{backend}: {reason}; the other backends are tested")
     return se_fused.backend(backend)

@@ -118,7 +118,7 @@ def test_planted_import_is_found(module, source):
 
 COMPUTE = """
 import torch, se_fused
-from se_fused import ops
+from se_fused import backends
 x = torch.arange(24.0).view(1, 2, 3, 4).requires_grad_()
 y = se_fused.squeeze_excite(x, torch.ones(1, 2), None, torch.zeros(2, 1), torch.tensor([0.0, 30.0]))
 y.sum().backward()
@@ -127,7 +127,7 @@ assert torch.allclose(x.grad[0, :, 0, 0], torch.tensor([0.5, 1.0])), x.grad
 block = se_fused.FusedSE(16)
 assert block(torch.ones(1, 16, 2, 2)).shape == (1, 16, 2, 2)
 cpu = torch.device("cpu")
-print(ops.backend_for(cpu), *(f"{name}: {ops.why_not(name, cpu)}" for name in MISSING))
+print(backends.backend_for(cpu), *(f"{name}: {backends.why_not(name, cpu)}" for name in MISSING))
 """
 HIDE = "import sys; MISSING = {missing!r}; sys.modules.update(dict.fromkeys({names!r}, None))"
 PARTS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 import triton_interpreter
 
-from se_fused import backends, ops
+from se_fused import backends
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_clash(triton, numpy, runs):
 
 def test_the_versions_here():
     """A kernel whose loop has an argument for a bound runs just where nothing is said against."""
-    if missing := ops.why_not("triton", torch.device("cpu")):
+    if missing := backends.why_not("triton", torch.device("cpu")):
         pytest.skip(f"nothing is interpreted: {missing}; test_clash has the decision itself")
     squeeze, x = backends.load("triton").squeeze, torch.ones(2, 3, 4)
     if triton_interpreter.why_not() is None:

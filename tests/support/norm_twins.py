@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from twins import COMPOSED, C, PlainSE, R
 
-from se_fused import FusedBatchNormSE, tail
+from se_fused import FusedBatchNormSE, functional
 
 
 class Hardswish(nn.Module):
@@ -88,11 +88,11 @@ def step(module, inputs, function=None) -> dict[str, Tensor]:
 @pytest.fixture
 def fused_calls(monkeypatch) -> list:
     """One element for each fused call."""
-    calls, function = [], tail.batch_norm_squeeze_excite
+    calls, function = [], functional.batch_norm_squeeze_excite
 
     def counted(x, *args, **kwargs):
         calls.append(x.shape)
         return function(x, *args, **kwargs)
 
-    monkeypatch.setattr(tail, "batch_norm_squeeze_excite", counted)
+    monkeypatch.setattr(functional, "batch_norm_squeeze_excite", counted)
     return calls

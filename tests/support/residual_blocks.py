@@ -5,9 +5,9 @@ from torch import nn
 
 import se_fused.surgery.fusion
 from se_fused import FusedSE
-from se_fused.tracing import must_decompose
 from se_fused.modules.batch_norm_se import block_specification
 from se_fused.surgery import fuse
+from se_fused.tracing import must_decompose
 
 C = 24
 

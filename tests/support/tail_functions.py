@@ -3,7 +3,7 @@
 import torch
 from tail_reference import EPS, MOMENTUM, RUNNING, TENSORS, TailInputs
 
-from se_fused import tail
+from se_fused import functional
 
 
 def fused(inputs: TailInputs, tensors):
@@ -11,8 +11,8 @@ def fused(inputs: TailInputs, tensors):
     x, residual, weight, bias, *weights, running_mean, running_var = tensors
     names = dict(act=inputs.act, gate=inputs.gate, post_act=inputs.post_act)
     if not inputs.norm:
-        return tail.squeeze_excite_add_act(x, residual, *weights, **names)
-    return tail.batch_norm_squeeze_excite(
+        return functional.squeeze_excite_add_act(x, residual, *weights, **names)
+    return functional.batch_norm_squeeze_excite(
         x, running_mean, running_var, weight, bias, *weights, residual=residual,
         training=inputs.training, momentum=MOMENTUM, eps=EPS, norm_act=inputs.norm_act, **names,
     )  # fmt: skip

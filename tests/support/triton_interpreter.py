@@ -3,7 +3,7 @@
 import torch
 from packaging.version import Version
 
-from se_fused import ops
+from se_fused import backends
 
 # Before Triton 3.7 a kernel argument that bounds a loop is int() of an array [1], which NumPy
 # refuses from 2.4 on.
@@ -19,7 +19,7 @@ def clash(triton: str, numpy: str) -> str | None:
 
 def why_not() -> str | None:
     """Why no kernel can be interpreted here; None if they can."""
-    if missing := ops.why_not("triton", torch.device("cpu")):
+    if missing := backends.why_not("triton", torch.device("cpu")):
         return missing
     import numpy
     import triton

@@ -102,11 +102,11 @@ def test_report():
     report = fuse(net)
     reason = "between its BatchNorm and it stands torch.nn.modules.activation.GELU"
     assert report.replaced == [("0", "residual_blocks.Block", "BatchNorm + SE + add + relu")]
-    assert report.left == [("1.2", "se_fused.module.FusedSE", reason)]
+    assert report.left == [("1.2", "se_fused.modules.se.FusedSE", reason)]
     assert str(report).splitlines() == [
         "1 SE modules fused, 1 left",
         "fused     0    residual_blocks.Block: BatchNorm + SE + add + relu",
-        f"left      1.2  se_fused.module.FusedSE: {reason}",
+        f"left      1.2  se_fused.modules.se.FusedSE: {reason}",
     ]
     assert str(fuse(nn.Conv2d(1, 1, 1))) == "0 SE modules fused, 0 left"
 
@@ -152,7 +152,7 @@ def test_twice_is_once():
     fusion = net.block.__fusion__
     again = fuse(net)
     assert not again.replaced and net.block.__fusion__ is fusion
-    assert again.left == [("block.se", "se_fused.module.FusedSE", "it is fused already")]
+    assert again.left == [("block.se", "se_fused.modules.se.FusedSE", "it is fused already")]
 
 
 def test_se_replaced_later_joins_the_block():

@@ -139,7 +139,7 @@ def test_replace_and_restore_leave_it():
     report = replace_se(network)
     assert not report.replaced and not report.left
     reason = "it was built as FusedSE, not replaced"
-    assert restore_se(network).left == [("block.2.bn_se", "se_fused.module.FusedSE", reason)]
+    assert restore_se(network).left == [("block.2.bn_se", "se_fused.modules.se.FusedSE", reason)]
 
 
 # remove_se
@@ -201,7 +201,7 @@ def test_left_where_it_was_moved():
     network.head = nn.ModuleDict({"se": network.block[1].get_submodule("1_se")})
     del network.block[1]._modules["1_se"]
     (left,) = remove_se(network).left
-    assert left == ("head.se", "se_fused.module.FusedSE", "it is not where insert_se put it")
+    assert left == ("head.se", "se_fused.modules.se.FusedSE", "it is not where insert_se put it")
 
 
 def test_remove_from_what_is_no_module():

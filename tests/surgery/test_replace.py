@@ -86,7 +86,7 @@ def test_trial_touches_nothing():
     assert torch.equal(torch.get_rng_state(), state)
     after = [net.state_dict(), [p.grad for p in net.parameters()]]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
-    assert se_fused.ops.forced_backend() is None
+    assert se_fused.backends.forced_backend() is None
 
 
 def test_on_meta_and_materialised():

@@ -11,7 +11,7 @@ from se_modules import C, Cadene, Copied, times
 from torch import nn
 
 import se_fused
-from se_fused import FusedSE, fuse, ops, replace_se, restore_se
+from se_fused import FusedSE, backends, fuse, replace_se, restore_se
 from se_fused.gates import record_gates
 
 
@@ -83,10 +83,10 @@ def test_forced_backend(name):
         net = network()
         assert len(replace_se(net).replaced) == 2
         assert len(fuse(net).replaced) == 1
-        assert ops.forced_backend() == name
+        assert backends.forced_backend() == name
         repr(net)
         restore_se(nn.Sequential(net[1]))
-    assert ops.forced_backend() is None
+    assert backends.forced_backend() is None
     assert type(net[1]) is Copied
 
 
@@ -101,7 +101,7 @@ def test_backend_of_other_threads():
         from se_fused.tracing import must_decompose
 
         while not stop.is_set():
-            seen.append((ops.forced_backend(), must_decompose()))
+            seen.append((backends.forced_backend(), must_decompose()))
 
     reports, failed = [], []
 

@@ -127,7 +127,7 @@ def test_errors_of_transforms():
             gradient(module, *inputs)
         with pytest.raises(RuntimeError, match="running_mean or running_var"):
             TRANSFORMS["vmap"](module, *inputs)
-    with se_fused.backend("cpp") if not se_fused.ops.why_not("cpp", torch.device("cpu")) else (
+    with se_fused.backend("cpp") if not se_fused.backends.why_not("cpp", torch.device("cpu")) else (
         pytest.skip("cpp cannot run; test_transforms.py says where the message comes from")
     ):
         with pytest.raises(RuntimeError, match="'cpp' cannot .* torch.func"):

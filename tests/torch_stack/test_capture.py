@@ -20,7 +20,7 @@ FORCED = {"automatic": None, "forced-eager": "eager", "forced-cpp": "cpp"}
 def forced(request):
     """A capture is the same whatever backend is forced."""
     if request.param == "cpp":
-        reason = se_fused.ops.why_not("cpp", torch.device("cpu"))
+        reason = se_fused.backends.why_not("cpp", torch.device("cpu"))
         if reason:
             pytest.skip(f"cpp: {reason}; the automatic choice covers the capture")
     with se_fused.backend(request.param):

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from twins import C, R, assert_same
 
-from se_fused import FusedBatchNormSE, FusedSE, fuse, tail
+from se_fused import FusedBatchNormSE, FusedSE, functional, fuse
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()),
@@ -56,7 +56,7 @@ def of_a_part(name, rank: int) -> dict:
         if t is not None:
             t = t[part] if n in ("x", "residual") else t
             tensors[n] = t.detach().clone().requires_grad_(n in TENSORS)
-    y = tail.batch_norm_squeeze_excite(
+    y = functional.batch_norm_squeeze_excite(
         **tensors, training=True, momentum=MOMENTUM, eps=EPS, norm_act=inputs.norm_act,
         act=inputs.act, post_act=inputs.post_act, process_group=dist.group.WORLD,
     )  # fmt: skip
@@ -74,7 +74,7 @@ def module_and_calls(fused: bool):
     """A module of the process, and one element for each fused call with a process group."""
     torch.manual_seed(0)
     module, calls = norm_twins(**RESIDUAL)[fused], []
-    function = tail.batch_norm_squeeze_excite
+    function = functional.batch_norm_squeeze_excite
 
     def counted(*args, process_group=None, **kwargs):
         if process_group is not None:
@@ -104,7 +104,7 @@ def train(net, rank=None) -> list[dict]:
 
 
 def of_converted(rank: int, wrap) -> dict:
-    module, calls, tail.batch_norm_squeeze_excite = module_and_calls(True)
+    module, calls, functional.batch_norm_squeeze_excite = module_and_calls(True)
     try:
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         assert type(module) is FusedBatchNormSE and type(module.bn) is nn.SyncBatchNorm
@@ -112,7 +112,7 @@ def of_converted(rank: int, wrap) -> dict:
         evaluated = module.eval()(*maps(6))
         return {"steps": found, "y": evaluated.detach(), "calls": len(calls)}
     finally:
-        tail.batch_norm_squeeze_excite = tail_function
+        functional.batch_norm_squeeze_excite = tail_function
 
 
 def averaged(module):
@@ -176,7 +176,7 @@ def of_a_group_of_one(rank: int) -> dict:
     for group in (groups[rank], None):
         inputs = inputs_of("3-and-2-samples")
         tensors = {n: getattr(inputs, n) for n in (*TENSORS, *RUNNING)}
-        found.append(tail.batch_norm_squeeze_excite(**tensors, training=True, process_group=group))
+        found.append(functional.batch_norm_squeeze_excite(**tensors, training=True, process_group=group))
     return {"equal": torch.equal(*found)}
 
 
@@ -196,7 +196,7 @@ def of_unsupported(rank: int) -> dict:
     return {"messages": messages}
 
 
-tail_function = tail.batch_norm_squeeze_excite
+tail_function = functional.batch_norm_squeeze_excite
 CASES = {name: lambda rank, name=name: of_a_part(name, rank) for name in BATCHES} | {
     "converted": lambda rank: of_converted(rank, averaged),
     "converted under ddp": lambda rank: of_converted(rank, parallel),

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import se_fused
-from se_fused import FusedBatchNormSE, FusedSE, ops
+from se_fused import FusedBatchNormSE, FusedSE, backends
 
 SQUEEZES = {
     "avg": lambda x: x.mean((2, 3), keepdim=True),
@@ -139,7 +139,7 @@ def test_frozen_x_has_one_product_more(place):
 
 
 def test_operators_of_the_backend_are_counted_by_name():
-    if ops.why_not("cpp", torch.device("cpu")):
+    if backends.why_not("cpp", torch.device("cpu")):
         pytest.skip("the extension is not built; test_se on the eager backend covers the rest")
     module, x = FusedSE(20, rd_channels=5), torch.randn(3, 20, 5, 7).requires_grad_()
     for backend in ("cpp", "eager"):
