@@ -216,23 +216,25 @@ def _differentiable(ctx, dy):
 
 
 class Squeeze(Function):
-    """[mean], or [mean, maximum] where the statistic is max, [K, N, C]"""
+    """The mean, and the maximum where the statistic is max; each [N, C]."""
 
     @staticmethod
     def forward(ctx, x, statistic):
-        statistics = ops.reduce_forward(x, None, None, None, "identity", statistic)
-        ctx.shape, ctx.dtype, ctx.statistic = x.shape, x.dtype, statistic
-        if statistic == "max":
-            ctx.save_for_backward(x, statistics[1])
-        return statistics
+        # Copies, since a view may not be changed in place.
+        mean, *maximum = (
+            t.clone() for t in ops.reduce_forward(x, None, None, None, "identity", statistic)
+        )
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        ctx.save_for_backward(*([x, *maximum] if maximum else []))
+        return (mean, *maximum) if maximum else mean
 
     @staticmethod
-    def backward(ctx, gradients):
-        if ctx.statistic == "max":
-            return reference.squeeze_max_backward(*gradients, *ctx.saved_tensors), None
+    def backward(ctx, dmean, *dmax):
+        if dmax:
+            return reference.squeeze_max_backward(dmean, *dmax, *ctx.saved_tensors), None
         spatial = ctx.shape[2:]
-        grad_mean = (gradients[0] / max(prod(spatial), 1)).to(ctx.dtype)
-        return grad_mean.reshape(grad_mean.shape + (1,) * len(spatial)).expand(ctx.shape), None
+        grad_mean = (dmean / max(prod(spatial), 1)).to(ctx.dtype)
+        return grad_mean.reshape(dmean.shape + (1,) * len(spatial)).expand(ctx.shape), None
 
 
 class Rescale(Function):

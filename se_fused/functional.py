@@ -79,7 +79,7 @@ def squeeze(x: Tensor, kind: str = "avg") -> Tensor:
     if must_decompose():
         return reference.squeeze(x, kind)
     if kind == "avg":
-        return autograd.Squeeze.apply(to_dense(x), "mean").squeeze(0)
+        return autograd.Squeeze.apply(to_dense(x), "mean")
     return reference.combine(*autograd.Squeeze.apply(to_dense(x), "max"), kind)
 
 

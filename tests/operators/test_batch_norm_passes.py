@@ -42,7 +42,17 @@ VARIANTS = {
     "eval-no-residual": dict(train=False, residual=False, add=False),
     "no-norm": dict(norm=False),
     "no-norm-alone": dict(norm=False, residual=False, add=False, relu=False, masked=False),
+    "maximum": dict(norm=False, maximum=True),
+    "maximum-alone": dict(
+        norm=False, maximum=True, mean=False, residual=False, add=False, relu=False, masked=False
+    ),
 }
+
+
+def is_no_block(row) -> bool:
+    """An activation comes with a norm."""
+    return row["act"] != "identity" and not row["variant"].get("norm", True)
+
 
 FP32_AND_BF16 = {name: DTYPES[name] for name in ("fp32", "bf16")}
 OFFSETS = {"aligned": 64, "unaligned": 3}
@@ -65,7 +75,7 @@ def each_shape(**factors):
 
 
 def run_and_check(operator: str, inputs: NormInputs):
-    arguments = OPERATORS[operator][0](inputs)
+    arguments = OPERATORS[operator].arguments(inputs)
     tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
     before = [t.clone() for t in tensors]
     found = call(operator, arguments)
@@ -86,17 +96,17 @@ def test_values_in_every_shape(place, operator, shape, layout, dtype, act):
     run_and_check(operator, make_norm_inputs(shape, place.device, dtype, layout=layout, act=act))
 
 
-@pytest.mark.parametrize("operator", ["norm_rescale", "norm_rescale_backward"])
+@pytest.mark.parametrize("operator", ["rescale", "gradient"])
 @fp32_and_bf16
 @each_dense_layout
 def test_large_map_has_the_values_of_its_samples(native_place, operator, dtype, layout):
     """Which are too small to be stored past the caches (csrc/cpu/memory.h)."""
     samples = 4
     inputs = make_norm_inputs((samples, 16, 480, 384), native_place.device, dtype, layout=layout)
-    arguments = OPERATORS[operator][0]
+    arguments = OPERATORS[operator].arguments
     whole = call(operator, arguments(inputs))
     for n in range(samples):
-        per_sample = ("x", "residual", "dy", "g", "share", "mask")
+        per_sample = ("x", "residual", "dy", "g", "grad_mean", "mask")
         own = {name: getattr(inputs, name).chunk(samples)[n] for name in per_sample}
         for name, found in call(operator, arguments(inputs._replace(**own))).items():
             assert torch.equal(found, whole[name].chunk(samples)[n]), name
@@ -112,14 +122,16 @@ def test_values_in_every_layout(place, operator, dtype, case):
         assert found[name].stride() == LAYOUTS[dense](torch.empty(shape)).stride()
 
 
-@each_pair(operator=OPERATORS.keys(), act=NORM_ACTS, variant=VARIANTS, layout=DENSE)
+@each_pair(
+    is_no_block, operator=OPERATORS.keys(), act=NORM_ACTS, variant=VARIANTS, layout=DENSE
+)
 def test_every_variant(place, operator, act, variant, layout):
     inputs = make_norm_inputs((2, 19, 5, 7), place.device, layout=layout, act=act, **variant)
     run_and_check(operator, inputs)
 
 
 @each_pair(
-    operator=("norm_rescale", "norm_sums", "norm_rescale_backward"), x_layout=DENSE,
+    operator=("rescale", "sums", "gradient"), x_layout=DENSE,
     other_layout=("contiguous", "channels-last", "strided", "expanded"),
 )  # fmt: skip
 def test_other_map_in_another_layout(place, operator, x_layout, other_layout):
@@ -164,7 +176,7 @@ def test_bits_of_the_mask(place, shape, dtype, layout, residual):
     )
     x = LAYOUTS[layout](x.to(place.device, dtype))
     inputs = inputs._replace(x=x, residual=x if residual else None)
-    mask = run_and_check("norm_rescale", inputs)["mask"]
+    mask = run_and_check("rescale", inputs)["mask"]
     assert torch.equal(mask, pack(keep.to(place.device), inputs.x))
 
 
@@ -177,7 +189,7 @@ def test_nan_stays_nan_and_passes(place, layout, dtype, act):
     nan = inputs.x.clone()
     nan[at] = torch.nan
     for changed in (inputs._replace(x=nan), inputs._replace(residual=nan)):
-        y, mask = ops.norm_rescale(*OPERATORS["norm_rescale"][0](changed))
+        y, mask = ops.apply_forward(*OPERATORS["rescale"].arguments(changed))
         assert torch.equal(y.isnan(), at)
         assert unpack(mask, nan)[at].all()
 
@@ -189,8 +201,8 @@ def test_gradient_that_does_not_pass_is_dropped(place, layout, dtype):
     inputs = make_norm_inputs((2, 11, 5, 7), place.device, dtype, layout=layout, act="silu")
     keep = unpack(inputs.mask, inputs.x)
     dropped = inputs._replace(dy=inputs.dy.masked_fill(~keep, torch.inf))
-    for operator in ("norm_sums", "norm_rescale_backward"):
-        arguments = (OPERATORS[operator][0](i) for i in (inputs, dropped))
+    for operator in ("sums", "gradient"):
+        arguments = (OPERATORS[operator].arguments(i) for i in (inputs, dropped))
         expected, found = (call(operator, a) for a in arguments)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -209,8 +221,8 @@ def test_empty_maps(place, shape, act):
     """The mean of no positions is NaN, their sum 0."""
     inputs = make_norm_inputs(shape, place.device, act=act)
     found = {}
-    for operator, (arguments, _) in OPERATORS.items():
-        found |= call(operator, arguments(inputs))
+    for operator in OPERATORS.values():
+        found |= operator.call(operator.arguments(inputs))
     assert all(found[name].shape == shape for name in LIKE_X)
     assert all(found[name].shape == shape[:2] for name in ("mean", "m2", "z"))
     assert found["mask"].shape == inputs.mask.shape
@@ -223,7 +235,7 @@ def test_empty_maps(place, shape, act):
 def test_nothing_around_the_inputs_is_read_or_written(place, operator, dtype, layout, offset):
     inputs = make_norm_inputs((2, 17, 7, 7), place.device, dtype, layout=layout, act="silu")
     guarded, buffers = [], []
-    for argument in OPERATORS[operator][0](inputs):
+    for argument in OPERATORS[operator].arguments(inputs):
         if isinstance(argument, torch.Tensor):
             argument, buffer = guard(argument, offset)
             buffers.append(buffer)
@@ -246,7 +258,7 @@ def guard(t: torch.Tensor, offset: int):
 @pytest.mark.parametrize("shape", [(5, 33, 7, 7), (2, 9, 40, 41)], ids=["7x7", "split"])
 def test_results_repeat_bitwise(place, operator, layout, shape):
     inputs = make_norm_inputs(shape, place.device, layout=layout, act="silu")
-    arguments = OPERATORS[operator][0](inputs)
+    arguments = OPERATORS[operator].arguments(inputs)
     first = call(operator, arguments)
     for _ in range(3):
         for name, result in call(operator, arguments).items():
@@ -261,24 +273,23 @@ def test_results_repeat_bitwise(place, operator, layout, shape):
 def test_fake_results_agree_with_real_ones(place, operator, signature, device, namespace, variant):
     act = "silu" if variant else "identity"
     inputs = make_norm_inputs(device=place.device, act=act, **signature, **variant)
-    arguments = OPERATORS[operator][0](inputs)
+    arguments = OPERATORS[operator].arguments(inputs)
     check_fakes(call, operator, arguments, device, namespace, place)
 
 
-@each_pair(operator=OPERATORS.keys(), layout=DENSE, variant=("training", "neither", "no-norm"))
+@each_pair(operator=OPERATORS.keys(), layout=DENSE, variant=("training", "neither", "no-norm", "maximum"))
 def test_opcheck(place, operator, layout, variant):
     inputs = make_norm_inputs((2, 5, 3, 4), place.device, layout=layout, **VARIANTS[variant])
     # opcheck compares two calls exactly; NaN-filled scratch would be compared as well.
     torch.use_deterministic_algorithms(False)
-    torch.library.opcheck(
-        getattr(torch.ops.se_fused, operator).default, OPERATORS[operator][0](inputs)
-    )
+    overload = getattr(torch.ops.se_fused, OPERATORS[operator].name).default
+    torch.library.opcheck(overload, OPERATORS[operator].arguments(inputs))
 
 
 def test_statistics_from_moments_of_samples(place):
     """Merged over samples as a BatchNorm does, they are those of the batch."""
     inputs = make_norm_inputs((4, 9, 7, 7), place.device)
-    mean, var = ops.merge_moments(*ops.moments(inputs.x), 49)
+    mean, var = ops.merge_moments(ops.reduce_forward(*OPERATORS["moments"].arguments(inputs)), 49)
     x = inputs.x.double().transpose(0, 1).flatten(1)
     planes = flat(inputs.x)
     center = planes.mean(2).mean(0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from block_operators import OPERATORS, SIGNATURES, call, check_fakes, within_nan
+from block_operators import NO_NORM, OPERATORS, SIGNATURES, call, check_fakes, within_nan
 from pairwise import each_pair
 from reference import Inputs, check
 from rounding import assert_right
@@ -23,7 +23,7 @@ each_operator = pytest.mark.parametrize("operator", OPERATORS)
 
 
 def run_and_check(operator: str, inputs: Inputs):
-    arguments = OPERATORS[operator][0](inputs)
+    arguments = OPERATORS[operator].arguments(inputs)
     tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
     before = [t.clone() for t in tensors]
     found = call(operator, arguments)
@@ -68,13 +68,14 @@ def test_large_map_has_the_values_of_its_samples(native_place, dtype, layout):
     """Which are too small to be stored past the caches (csrc/cpu/memory.h)."""
     samples = 4
     inputs = make_inputs((samples, 16, 480, 640), 4, native_place.device, dtype, layout=layout)
-    y, z, g = ops.squeeze_excite(*inputs.block)
-    dx, *_ = ops.squeeze_excite_backward(inputs.dy, inputs.x, z, g, *inputs.block[1:])
-    whole = inputs.x, inputs.dy, y, z, g, dx
+    y, _, z, g = ops.squeeze_excite(inputs.x, None, *inputs.block[1:], False)
+    backward = lambda dy, x, z, g: ops.squeeze_excite_backward(
+        dy, x, None, z, g, *inputs.block[1:], False
+    )[0]
+    whole = inputs.x, inputs.dy, y, z, g, backward(inputs.dy, inputs.x, z, g)
     for x, dy, y, z, g, dx in zip(*(t.split(1) for t in whole)):
-        assert torch.equal(ops.rescale(x, g), y)
-        found, *_ = ops.squeeze_excite_backward(dy, x, z, g, *inputs.block[1:])
-        torch.testing.assert_close(found, dx)
+        assert torch.equal(ops.apply_forward(x, None, *NO_NORM, g, "identity", False)[0], y)
+        torch.testing.assert_close(backward(dy, x, z, g), dx)
 
 
 @each_pair(
@@ -111,7 +112,7 @@ def test_output_gradient_in_another_layout(place, operator, x_layout, dy_layout)
 @each_pair(operator=OPERATORS.keys(), dtype=DTYPES, layout=DENSE, offset=OFFSETS)
 def test_nothing_around_the_inputs_is_read_or_written(place, operator, dtype, layout, offset):
     inputs = make_inputs((2, 17, 7, 7), 3, place.device, dtype, layout=layout)
-    arguments = OPERATORS[operator][0](inputs)
+    arguments = OPERATORS[operator].arguments(inputs)
     guarded, buffers = [], []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
@@ -128,7 +129,7 @@ def test_nothing_around_the_inputs_is_read_or_written(place, operator, dtype, la
 @pytest.mark.parametrize("layout", DENSE)
 def test_results_repeat_bitwise(place, operator, layout):
     inputs = make_inputs((5, 33, 7, 7), 8, place.device, layout=layout)
-    arguments = OPERATORS[operator][0](inputs)
+    arguments = OPERATORS[operator].arguments(inputs)
     first = call(operator, arguments)
     for _ in range(3):
         for name, result in call(operator, arguments).items():
@@ -142,7 +143,7 @@ def test_results_repeat_bitwise(place, operator, layout):
     namespace={"operator": torch.ops.se_fused, "as-functional": ops},
 )  # fmt: skip
 def test_fake_results_agree_with_real_ones(place, operator, signature, device, namespace):
-    arguments = OPERATORS[operator][0](make_inputs(hidden=3, device=place.device, **signature))
+    arguments = OPERATORS[operator].arguments(make_inputs(hidden=3, device=place.device, **signature))
     check_fakes(call, operator, arguments, device, namespace, place)
 
 
@@ -151,9 +152,8 @@ def test_opcheck(place, operator, layout, biases):
     inputs = make_inputs((2, 5, 3, 4), 3, place.device, layout=layout, biases=biases)
     # opcheck compares two calls exactly; NaN-filled scratch would be compared as well.
     torch.use_deterministic_algorithms(False)
-    torch.library.opcheck(
-        getattr(torch.ops.se_fused, operator).default, OPERATORS[operator][0](inputs)
-    )
+    overload = getattr(torch.ops.se_fused, OPERATORS[operator].name).default
+    torch.library.opcheck(overload, OPERATORS[operator].arguments(inputs))
 
 
 @pytest.mark.parametrize("has_bias", BIASES.values(), ids=BIASES)
