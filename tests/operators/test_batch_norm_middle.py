@@ -172,7 +172,10 @@ def _excite_backward(
     if center is None:
         return found
     dz, grad_mean = found["dz"], found["grad_mean"]
-    by_squeeze = (dz, dz * (mean - center)) if is_identity else (sums[3] * grad_mean, sums[4] * grad_mean)
+    if is_identity:
+        by_squeeze = dz, dz * (mean - center)
+    else:
+        by_squeeze = sums[3] * grad_mean, sums[4] * grad_mean
     return found | {
         "grad_shift": (by_squeeze[0] + g * sums[0]).sum(0),
         "grad_scale": (by_squeeze[1] + g * sums[1]).sum(0),

@@ -277,7 +277,9 @@ def test_fake_results_agree_with_real_ones(place, operator, signature, device, n
     check_fakes(call, operator, arguments, device, namespace, place)
 
 
-@each_pair(operator=OPERATORS.keys(), layout=DENSE, variant=("training", "neither", "no-norm", "maximum"))
+@each_pair(
+    operator=OPERATORS.keys(), layout=DENSE, variant=("training", "neither", "no-norm", "maximum")
+)
 def test_opcheck(place, operator, layout, variant):
     inputs = make_norm_inputs((2, 5, 3, 4), place.device, layout=layout, **VARIANTS[variant])
     # opcheck compares two calls exactly; NaN-filled scratch would be compared as well.

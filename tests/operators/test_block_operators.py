@@ -143,7 +143,8 @@ def test_results_repeat_bitwise(place, operator, layout):
     namespace={"operator": torch.ops.se_fused, "as-functional": ops},
 )  # fmt: skip
 def test_fake_results_agree_with_real_ones(place, operator, signature, device, namespace):
-    arguments = OPERATORS[operator].arguments(make_inputs(hidden=3, device=place.device, **signature))
+    inputs = make_inputs(hidden=3, device=place.device, **signature)
+    arguments = OPERATORS[operator].arguments(inputs)
     check_fakes(call, operator, arguments, device, namespace, place)
 
 
