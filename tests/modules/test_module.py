@@ -56,9 +56,7 @@ CONFIGURATIONS = {
     "norm": (dict(norm_layer=nn.BatchNorm2d), PARTS),
     "norm-no-bias-silu": (dict(norm_layer=nn.BatchNorm2d, bias=False, act_layer=nn.SiLU), PARTS),
     "maxpool": (dict(add_maxpool=True), PASSES),
-    "maxpool-and-norm": (
-        dict(add_maxpool=True, norm_layer=nn.BatchNorm2d), ["squeeze_max", *PARTS[1:]]
-    ),
+    "maxpool-and-norm": (dict(add_maxpool=True, norm_layer=nn.BatchNorm2d), PARTS),
 }
 
 
