@@ -6,9 +6,16 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from reference import Inputs, results
+from reference import Inputs, check, results
 from rounding import acc_dtype
+from shapes import SHAPES, make_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+HIDDEN = dict(SHAPES.values())
+
+
+def _make(shape, device="cpu", dtype=torch.float32, **options) -> Inputs:
+    return make_inputs(shape, HIDDEN.get(shape, 3), device, dtype, **options)
 
 
 class Operator(NamedTuple):
@@ -18,6 +25,8 @@ class Operator(NamedTuple):
     arguments: Callable  # from inputs
     # The names of the results; several names for a result [K, N, C], None for one of no elements.
     results: tuple[str | tuple[str, ...] | None, ...]
+    make: Callable = _make  # inputs from shape, device, dtype and layout
+    check: Callable = check  # results, given inputs
 
     def call(self, arguments, namespace=torch.ops.se_fused) -> dict[str, torch.Tensor]:
         found = getattr(namespace, self.name)(*arguments)
@@ -88,7 +97,11 @@ def call(operator: str, arguments, namespace=torch.ops.se_fused) -> dict[str, to
 
 
 def within_nan(t: torch.Tensor, offset: int):
-    """The same dense tensor as a view into the middle of a buffer of NaN; and that buffer."""
+    """The same dense tensor as a view into the middle of a buffer of NaN, or of set bits; and that
+    buffer."""
+    if not t.is_floating_point():
+        buffer = t.new_full((t.numel() + 2 * offset,), 255)
+        return buffer[offset:-offset].view(t.shape).copy_(t), buffer
     buffer = t.new_full((t.numel() + 2 * offset + 64,), float("nan"))
     return buffer.as_strided(t.size(), t.stride(), offset).copy_(t), buffer
 
@@ -106,7 +119,7 @@ SIGNATURES = {
 }
 
 
-def check_fakes(call, operator, arguments, device, namespace, place):
+def check_fakes(operator, arguments, device, namespace, place):
     """Shapes, dtypes and layouts of fake results are those of the real ones."""
     if device == "fake-cpu" and place.backend == "triton" and not place.interpreted:
         pytest.skip("on a GPU, Triton takes no CPU tensors, fake ones neither; the rest runs")
@@ -118,8 +131,8 @@ def check_fakes(call, operator, arguments, device, namespace, place):
             else a
             for a in arguments
         ]
-        found = call(operator, fake, namespace)
-    for name, result in call(operator, arguments).items():
+        found = operator.call(fake, namespace)
+    for name, result in operator.call(arguments).items():
         assert found[name].device.type == kind
         expected = (result.shape, result.dtype, result.stride())
         assert (found[name].shape, found[name].dtype, found[name].stride()) == expected, name

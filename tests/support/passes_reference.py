@@ -42,32 +42,6 @@ class NormInputs(NamedTuple):
         return self.center, self.scale, self.shift
 
 
-OPERATORS = {
-    "moments": Operator("reduce_forward", lambda i: (i.x, *PLAIN, "moments"), (("mean", "m2"),)),
-    "squeeze": Operator("reduce_forward", lambda i: (i.x, *i.norm, i.act, "mean"), (("z",),)),
-    "rescale": Operator(
-        "apply_forward", lambda i: (i.x, i.residual, *i.norm, i.g, i.act, i.relu), ("y", "mask")
-    ),
-    "sums": Operator(
-        "reduce_backward", lambda i: (i.dy, i.x, i.mask, *i.norm, i.maximum, None, i.act),
-        ("sums", None),
-    ),
-    "gradient": Operator(
-        "apply_backward",
-        lambda i: (
-            i.dy, i.x, i.mask, *i.norm, i.g, i.grad_mean, i.maximum, i.grad_max, i.slope,
-            i.offset, i.act, i.add,
-        ),
-        ("dx", "dr"),
-    ),
-}  # fmt: skip
-LIKE_X = ("y", "dx", "dr")
-
-
-def call(operator: str, arguments, namespace=torch.ops.se_fused) -> dict[str, Tensor]:
-    return OPERATORS[operator].call(arguments, namespace)
-
-
 def make_norm_inputs(
     shape,
     device: str = "cpu",
@@ -232,3 +206,28 @@ def check(found: dict[str, Tensor], inputs: NormInputs):
             assert torch.equal(unpack(result, inputs.x), ~(found["y"] <= 0)), "mask"
         else:
             assert result.numel() == 0
+
+
+def _operator(*parts) -> Operator:
+    return Operator(*parts, make_norm_inputs, check)
+
+
+OPERATORS = {
+    "moments": _operator("reduce_forward", lambda i: (i.x, *PLAIN, "moments"), (("mean", "m2"),)),
+    "squeeze": _operator("reduce_forward", lambda i: (i.x, *i.norm, i.act, "mean"), (("z",),)),
+    "rescale": _operator(
+        "apply_forward", lambda i: (i.x, i.residual, *i.norm, i.g, i.act, i.relu), ("y", "mask")
+    ),
+    "sums": _operator(
+        "reduce_backward", lambda i: (i.dy, i.x, i.mask, *i.norm, i.maximum, None, i.act),
+        ("sums", None),
+    ),
+    "gradient": _operator(
+        "apply_backward",
+        lambda i: (
+            i.dy, i.x, i.mask, *i.norm, i.g, i.grad_mean, i.maximum, i.grad_max, i.slope,
+            i.offset, i.act, i.add,
+        ),
+        ("dx", "dr"),
+    ),
+}  # fmt: skip
