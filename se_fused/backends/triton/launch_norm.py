@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from se_fused import plan
+from se_fused.backends.reference import mask_size
 from se_fused.backends.triton import norm_apply, norm_reduce
 from se_fused.backends.triton.launch import FeatureMap
 from se_fused.backends.triton.tuning import tuned
-from se_fused.passes import mask_size
 
 _moments_kernel = tuned(norm_reduce.moments_kernel)
 _norm_squeeze_kernel = tuned(norm_reduce.norm_squeeze_kernel)
