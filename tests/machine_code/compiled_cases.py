@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from se_fused.passes import mask_size
 from triton.backends.compiler import GPUTarget
 
-from se_fused.plan import Device
+from se_fused.backends.reference import mask_size
+from se_fused.backends.triton.plan import Device
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
@@ -112,38 +112,45 @@ def operations(case: Case, dtype: torch.dtype):
         if hidden is None:
             continue
         sizes = (hidden, channels), (hidden,), (channels, hidden), (channels,)
-        block = *(torch.zeros(size, dtype=dtype) for size in sizes), case.act, case.gate
-        yield f"squeeze_excite {where}", lambda b=block: backend.squeeze_excite(x, *b)
+        weights = *(torch.zeros(size, dtype=dtype) for size in sizes), case.act, case.gate
+        yield (
+            f"squeeze_excite {where}",
+            lambda w=weights: backend.squeeze_excite(x, None, *w, False),
+        )
         yield (
             f"squeeze_excite_backward {where}",
-            lambda b=block: backend.squeeze_excite_backward(dy, x, z, g, *b),
+            lambda w=weights: backend.squeeze_excite_backward(dy, x, None, z, g, *w, False),
         )
-    yield "squeeze", lambda: backend.squeeze(x)
-    yield "rescale", lambda: backend.rescale(x, g)
-    yield "gate_gradient", lambda: backend.gate_gradient(dy, x)
-    yield "rescale_backward", lambda: backend.rescale_backward(dy, x, g)
+    no_norm, linear = (None, None, None), "identity"
+    yield "squeeze", lambda: backend.reduce_forward(x, *no_norm, linear, "mean")
+    yield "rescale", lambda: backend.apply_forward(x, None, *no_norm, g, linear, False)
+    for name, gate in (("gate_gradient", None), ("rescale_backward", g)):
+        yield name, lambda gate=gate: backend.reduce_backward(
+            dy, x, None, *no_norm, None, gate, linear
+        )
     if case.maximum:
-        yield "squeeze_max", lambda: backend.squeeze_max(x)
-        yield "gate_gradient_max", lambda: backend.gate_gradient_max(dy, x, z)
-        yield (
-            "rescale_backward_max",
-            lambda: backend.rescale_backward_max(dy, x, g, g, z, g),
+        yield "squeeze_max", lambda: backend.reduce_forward(x, *no_norm, linear, "max")
+        yield "gate_gradient_max", lambda: backend.reduce_backward(
+            dy, x, None, *no_norm, z, None, linear
         )
-    if case.norm is not None:
-        yield from _norm_operations(case.norm, x, dy, torch.empty_like(x), g, backend)
-
-
-def _norm_operations(act: str, x, dy, residual, g, backend):
-    """Those of a block with BatchNorm, residual and ReLU, in training."""
-    norm = _, scale, shift = [torch.zeros(x.shape[1], dtype=g.dtype) for _ in range(3)]
-    mask = torch.zeros(mask_size(x), dtype=torch.uint8)
-    yield "moments", lambda: backend.moments(x)
-    yield "norm_squeeze", lambda: backend.norm_squeeze(x, *norm, act)
-    yield "norm_rescale", lambda: backend.norm_rescale(x, residual, *norm, g, act, True)
-    yield "norm_sums", lambda: backend.norm_sums(dy, x, mask, *norm, act)
-    yield (
-        "norm_rescale_backward",
-        lambda: backend.norm_rescale_backward(
-            dy, x, mask, *norm, g, g, scale, shift, act, True
-        ),
-    )
+        yield "gradient_max", lambda: backend.apply_backward(
+            dy, x, None, *no_norm, g, g, z, g, None, None, linear, False
+        )
+    if case.norm is None:
+        return
+    # Of a residual block in training, with BatchNorm and without.
+    residual, mask = torch.empty_like(x), torch.zeros(mask_size(x), dtype=torch.uint8)
+    norm = _, slope, offset = [torch.zeros(channels, dtype=acc) for _ in range(3)]
+    yield "moments", lambda: backend.reduce_forward(x, *no_norm, linear, "moments")
+    yield "squeeze with norm", lambda: backend.reduce_forward(x, *norm, case.norm, "mean")
+    for name, parts, act in ((" with norm", norm, case.norm), (" with ReLU", no_norm, linear)):
+        through = (slope, offset) if name == " with norm" else (None, None)
+        yield f"rescale{name}", lambda n=parts, a=act: backend.apply_forward(
+            x, residual, *n, g, a, True
+        )
+        yield f"sums{name}", lambda n=parts, a=act: backend.reduce_backward(
+            dy, x, mask, *n, None, None, a
+        )
+        yield f"gradient{name}", lambda n=parts, a=act, t=through: backend.apply_backward(
+            dy, x, mask, *n, g, g, None, None, *t, a, True
+        )

@@ -12,33 +12,34 @@ from launch_steps import Part, both_ways
 from public_calls import ALL_CASES, Call, feature_map
 
 import se_fused
-from se_fused import plan
-from se_fused.backends.triton import launch
+from se_fused.backends.triton import launch, plan
 
 
 @triton.jit
 def one_more_kernel(
-    x_ptr, g_ptr, share_ptr, y_ptr, channels, spatial, more,
+    x_ptr, residual_ptr, center_ptr, scale_ptr, shift_ptr, g_ptr, y_ptr, mask_ptr, channels,
+    spatial, more,
     LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
-    ALIGN: tl.constexpr, INT64: tl.constexpr,
+    ALIGN: tl.constexpr, INT64: tl.constexpr, NORM_ACT: tl.constexpr,
 ):  # fmt: skip
     tl.store(y_ptr, tl.load(x_ptr))
 
 
 @triton.jit
 def one_less_kernel(
-    x_ptr, g_ptr, share_ptr, y_ptr, channels,
+    x_ptr, residual_ptr, center_ptr, scale_ptr, shift_ptr, g_ptr, y_ptr, mask_ptr, channels,
     LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
-    ALIGN: tl.constexpr, INT64: tl.constexpr,
+    ALIGN: tl.constexpr, INT64: tl.constexpr, NORM_ACT: tl.constexpr,
 ):  # fmt: skip
     tl.store(y_ptr, tl.load(x_ptr))
 
 
 @triton.jit
 def no_align_kernel(
-    x_ptr, g_ptr, share_ptr, y_ptr, channels, spatial,
+    x_ptr, residual_ptr, center_ptr, scale_ptr, shift_ptr, g_ptr, y_ptr, mask_ptr, channels,
+    spatial,
     LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
-    INT64: tl.constexpr,
+    INT64: tl.constexpr, NORM_ACT: tl.constexpr,
 ):  # fmt: skip
     tl.store(y_ptr, tl.load(x_ptr))
 
@@ -56,21 +57,23 @@ def _grid(programs):
 
 FAULTS = {
     "argument-too-few": Fault(
-        launch, "_rescale_kernel", one_more_kernel,
+        launch, "_apply_forward_kernel", one_more_kernel,
         "missing 1 required positional argument: 'more'",
     ),
     "argument-too-many": Fault(
-        launch, "_rescale_kernel", one_less_kernel, "multiple values for argument 'LAYOUT'"
+        launch, "_apply_forward_kernel", one_less_kernel, "multiple values for argument 'LAYOUT'"
     ),
-    "unknown-keyword": Fault(launch, "_rescale_kernel", no_align_kernel, "ALIGN was specified"),
+    "unknown-keyword": Fault(
+        launch, "_apply_forward_kernel", no_align_kernel, "ALIGN was specified"
+    ),
     "empty-grid": Fault(
         launch.FeatureMap, "apply_grid", _grid(0), "was not launched, its grid is (0,)"
     ),
     "grid-beyond-int32": Fault(launch.FeatureMap, "apply_grid", _grid(1 << 31), "OverflowError"),
     "another-grid": Fault(launch.FeatureMap, "apply_grid", _grid(3), "the grid is [3, 1, 1], not"),
     "launch-left-out": Fault(
-        launch, "rescale", lambda x, g, share: torch.empty_like(x),
-        "launched [], expected ['rescale']",
+        launch, "apply_forward", lambda x, *parts: (torch.empty_like(x), x.new_empty(0)),
+        "launched [], expected ['apply_forward']",
     ),
     "too-many-warps": Fault(plan, "WARPS", 64, "threads"),
 }  # fmt: skip
@@ -82,7 +85,7 @@ def print_faults():
     part = Part("channels-last-odd-9x11", "fp32", plan.WARPS, reads_code=False)
     x = feature_map(ALL_CASES[part.case], torch.float32)
     gate = torch.zeros(x.shape[:2])
-    call = Call("rescale", lambda: se_fused.rescale(x, gate), [], ("rescale",), None)
+    call = Call("rescale", lambda: se_fused.rescale(x, gate), [], ("apply_forward",), None)
     found = {}
     for name, fault in FAULTS.items():
         with patch.object(fault.place, fault.name, fault.value):

@@ -10,12 +10,12 @@ from unittest.mock import patch
 
 import stub_driver
 import torch
-from compiled import Row, row
+from compiled import Row, part_of, row
 from machine_code import lines_of_loads
 from public_calls import ALL_CASES, Call, public_calls
 from rules import problems
 
-from se_fused import plan
+from se_fused.backends.triton import plan
 
 # (dtype of the map, of the parameters)
 DTYPES = {
@@ -133,23 +133,20 @@ def _launched(launch: stub_driver.Launch) -> Launched:
     )  # fmt: skip
 
 
+PARTS = {"": "mean", "dx": "mean", "maximum": "max", "norm": "norm", "parts": "norm"}
+
+
 def _planned_programs(launch: stub_driver.Launch) -> int:
     """A sample's channel blocks, times the tiles of a block where the map is written by tiles (the
     apply launches) or the splits where it is summed (the reduce launches)."""
-    from se_fused.backends.triton import launch as of_block
-    from se_fused.backends.triton import launch_max, launch_norm
+    from se_fused.backends.triton.launch import FeatureMap
 
-    words = launch.kernel.split("_")
-    feature_map = of_block.FeatureMap
-    if "max" in words:
-        feature_map = launch_max._MaxMap
-    elif "norm" in words or "moments" in words:
-        feature_map = launch_norm._NormMap
     maps = launch.arguments.get("x_ptr"), launch.arguments.get("dy_ptr")
     x = next(t for t in maps if t is not None)
-    planned = feature_map(x).plan
-    share = planned.spatial_tiles if "rescale" in words else planned.splits
-    return len(x) * planned.channel_blocks * share
+    parts = "norm" if "moments" in launch.kernel else PARTS[part_of(launch.arguments)]
+    planned = FeatureMap(x, parts).plan
+    tiles = planned.spatial_tiles if "apply" in launch.kernel else planned.splits
+    return len(x) * planned.channel_blocks * tiles
 
 
 def to_json(step: Step) -> str:

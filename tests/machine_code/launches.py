@@ -20,7 +20,7 @@ from compiled_cases import CASES, EVERY_KERNEL
 from launch_steps import DTYPES, Part, Step, from_json, steps, to_json
 from public_calls import ALL_CASES, EMPTY, ODD
 
-from se_fused import plan
+from se_fused.backends.triton import plan
 from se_fused.backends.triton.tuning import WARPS
 
 EVERYDAY = [
@@ -33,25 +33,26 @@ EVERYDAY = [
 # Kernels that break a rule, none with the plan's warps but for a lost line: reported, and counted
 # apart. With 2 warps a thread has twice the elements: five sums of a flat tile, or an odd map's
 # addresses for three maps, take more than 255 registers, which spill in the loop.
+TAIL_BACKWARD = "FusedBatchNormSE training, residual and ReLU_backward reduce_backward_kernel"
 TWO_WARPS = (
-    "fp32 contiguous-7x7 FusedBatchNormSE training, residual and ReLU_backward norm_sums_kernel 2",
-    "bf16 contiguous-7x7 FusedBatchNormSE training, residual and ReLU_backward norm_sums_kernel 2",
-    "fp32 contiguous-95x95 rescale_backward gate_gradient_kernel 2",
-    "bf16 contiguous-95x95 rescale_backward gate_gradient_kernel 2",
+    f"fp32 contiguous-7x7 {TAIL_BACKWARD} 2",
+    f"bf16 contiguous-7x7 {TAIL_BACKWARD} 2",
+    "fp32 contiguous-95x95 rescale_backward reduce_backward_kernel 2",
+    "bf16 contiguous-95x95 rescale_backward reduce_backward_kernel 2",
 )
 # And in one version of ptxas, one or two values more than it gives registers to.
 KNOWN = {
     "3.6": (
         *TWO_WARPS,
-        "fp32 contiguous-14x14 squeeze_excite_add_act_backward norm_sums_kernel 8",
-        "bf16 channels-last-7x7 squeeze_excite_add_act_backward norm_sums_kernel 2",
+        "fp32 contiguous-14x14 squeeze_excite_add_act_backward reduce_backward_kernel 8",
+        "bf16 channels-last-7x7 squeeze_excite_add_act_backward reduce_backward_kernel 2",
         # The line of a store is lost, of a sum.
-        "bf16 contiguous-7x7 squeeze_excite without biases_backward gate_gradient_kernel 4",
+        "bf16 contiguous-7x7 squeeze_excite without biases_backward reduce_backward_kernel 4",
     ),
     "3.8": (
         *TWO_WARPS,
-        "fp32 contiguous-56x56 FusedSE inside_backward gate_gradient_kernel 8",
-        "fp32 contiguous-56x56 squeeze_excite without biases_backward gate_gradient_kernel 8",
+        "fp32 contiguous-56x56 FusedSE inside_backward reduce_backward_kernel 8",
+        "fp32 contiguous-56x56 squeeze_excite without biases_backward reduce_backward_kernel 8",
     ),
 }
 

@@ -30,9 +30,8 @@ LARGE = 1 << 31  # elements, from which offsets are int64: no memory of such a m
 TOUCHED = 1 << 22  # elements of the largest map that plain PyTorch may write
 
 # Kernels that a call launches, forward and backward, without "_kernel".
-BLOCK = ("squeeze", "rescale"), ("gate_gradient", "rescale")
-MAXIMUM = ("squeeze_max", "rescale"), ("gate_gradient_max", "rescale_backward_max")
-TAIL_BACKWARD = ("norm_sums", "norm_rescale_backward")
+FORWARD, BACKWARD = ("reduce_forward", "apply_forward"), ("reduce_backward", "apply_backward")
+BLOCK = FORWARD, BACKWARD
 
 
 class Call(NamedTuple):
@@ -83,7 +82,7 @@ def _functions(
     )  # fmt: skip
     yield Call(
         "squeeze_excite of a fixed map", lambda: se_fused.squeeze_excite(frozen, *weights),
-        weights, BLOCK[0], ("gate_gradient",),
+        weights, FORWARD, BACKWARD[:1],
     )  # fmt: skip
     yield Call(
         "squeeze_excite of fixed weights", lambda: se_fused.squeeze_excite(x, *fixed), [x], *BLOCK
@@ -91,11 +90,11 @@ def _functions(
     yield Call(
         "squeeze_excite_add_act",
         lambda: se_fused.squeeze_excite_add_act(x, residual, *weights),
-        [x, residual, *weights], ("squeeze", "norm_rescale"), TAIL_BACKWARD,
+        [x, residual, *weights], *BLOCK,
     )  # fmt: skip
     plain = () if x.numel() <= TOUCHED else None
-    yield Call("squeeze", lambda: se_fused.squeeze(x), [x], ("squeeze",), plain)
-    apply, gradient = ("rescale",), ("gate_gradient",)
+    yield Call("squeeze", lambda: se_fused.squeeze(x), [x], FORWARD[:1], plain)
+    apply, gradient = FORWARD[1:], BACKWARD[:1]
     yield Call("rescale", lambda: se_fused.rescale(x, gate), [x, gate], apply, gradient)
     yield Call(
         "rescale by a fixed gate", lambda: se_fused.rescale(x, gate.detach()), [x], apply, apply
@@ -111,11 +110,11 @@ def _functions(
         yield Call(
             f"squeeze_excite {kind}",
             lambda joined=joined, kind=kind: se_fused.squeeze_excite(x, *joined, squeeze=kind),
-            [x, *joined], *MAXIMUM,
+            [x, *joined], *BLOCK,
         )  # fmt: skip
         yield Call(
             f"squeeze {kind}", lambda kind=kind: se_fused.squeeze(x, kind), [x],
-            ("squeeze_max",), plain,
+            FORWARD[:1], plain,
         )  # fmt: skip
 
 
@@ -129,10 +128,8 @@ def _tails(act: str, x: Tensor, residual: Tensor, weight_dtype: torch.dtype) -> 
     is_linear = act == "identity"
     for training in (True, False) if x.numel() else (False,):
         first = ("moments",) if training else ()
-        if not is_linear:
-            first += ("norm_squeeze",)
-        elif not training:
-            first += ("squeeze",)
+        if not is_linear or not training:
+            first += ("reduce_forward",)
         for add, post_act in ((True, "relu"), (False, None)):
             tail = FusedBatchNormSE(
                 x.shape[1], act=None if is_linear else act, add=add, post_act=post_act,
@@ -143,5 +140,5 @@ def _tails(act: str, x: Tensor, residual: Tensor, weight_dtype: torch.dtype) -> 
             yield Call(
                 f"FusedBatchNormSE {mode}" + (", residual and ReLU" if add else ""),
                 lambda tail=tail, maps=maps: tail(*maps),
-                [*maps, *tail.parameters()], (*first, "norm_rescale"), TAIL_BACKWARD,
+                [*maps, *tail.parameters()], (*first, "apply_forward"), BACKWARD,
             )  # fmt: skip

@@ -13,23 +13,23 @@ KB = 1 << 10
 
 class Budget(NamedTuple):
     registers: int  # of a thread, in a program of 4 warps
-    with_dx: int  # the same, with the store of dx in the same pass
     shared: int  # bytes of a program
 
 
-BUDGET = re.compile(
-    r"# Budget: (\d+) registers(?: \((\d+) with dx\))?, (\d+) KB of shared memory\.\n"
-    r"@triton\.jit.*\ndef (\w+)"
-)
+LINE = r"# Budget(?: with (\w+))?: (\d+) registers, (\d+) KB of shared memory\.\n"
+BUDGET = re.compile(rf"((?:{LINE})+)@triton\.jit.*\ndef (\w+)")
 
 
-def budgets() -> dict[str, Budget]:
-    """What stands before the kernels."""
+def budgets() -> dict[str, dict[str, Budget]]:
+    """What stands before the kernels, by kernel and by ``compiled.part_of`` its arguments."""
     folder = Path(se_fused.__file__).parent / "backends" / "triton"
     texts = "".join(path.read_text() for path in folder.glob("*.py"))
     return {
-        kernel: Budget(int(registers), int(with_dx or registers), int(shared) * KB)
-        for registers, with_dx, shared, kernel in BUDGET.findall(texts)
+        kernel: {
+            part: Budget(int(registers), int(shared) * KB)
+            for part, registers, shared in re.findall(LINE, lines)
+        }
+        for lines, *_, kernel in BUDGET.findall(texts)
     }
 
 
@@ -54,12 +54,13 @@ def problems(row, cases=CASES) -> list[str]:
             found.append(f"{access} is {narrowest} bits wide")
     found += [f"{name} is never accessed" for name in row.unseen]
     found += [f"{access}: argument not found" for access in row.other if set(access) & set("?|")]
-    budget = BUDGETS.get(row.kernel)
+    budget = BUDGETS.get(row.kernel, {}).get(row.part)
     if budget is None:
         return [*found, "no budget"]
-    allowed = budget.with_dx if row.operation == "rescale_backward" else budget.registers
     # Fewer warps hold more of the tile each; narrow accesses take an address each.
-    registers = min(allowed * 4 // min(row.warps, 4), MAX_REGISTERS) if wide else MAX_REGISTERS
+    registers = MAX_REGISTERS
+    if wide:
+        registers = min(budget.registers * 4 // min(row.warps, 4), MAX_REGISTERS)
     if row.registers > registers:
         found.append(f"{row.registers} registers, the budget is {registers}")
     if row.shared > budget.shared:

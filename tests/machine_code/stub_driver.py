@@ -107,9 +107,8 @@ def install() -> Library:
     active.get_device_capability = lambda device: (9, 0)
     driver.set_active(active)
 
-    from se_fused import plan
     from se_fused.backends import triton as backend
-    from se_fused.backends.triton import launch
+    from se_fused.backends.triton import launch, plan
 
     device = plan.Device(*map(library.attribute, (MULTIPROCESSORS, L2_BYTES, SHARED_BYTES)))
     launch.device_of = lambda x: device  # a CPU tensor's is the interpreter's

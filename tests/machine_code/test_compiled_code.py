@@ -18,13 +18,13 @@ import torch
 from filelock import FileLock
 
 import se_fused
-from se_fused import plan
 
 WHY = "triton is not installed, there are no kernels to compile; eager and cpp are tested"
 compiled = pytest.importorskip("compiled", reason=WHY)
 cases = pytest.importorskip("compiled_cases", reason=WHY)
 triton = pytest.importorskip("triton", reason=WHY)
 tl = pytest.importorskip("triton.language", reason=WHY)
+plan = pytest.importorskip("se_fused.backends.triton.plan", reason=WHY)
 problems = pytest.importorskip("rules", reason=WHY).problems
 
 HERE = Path(__file__).parent
@@ -65,24 +65,29 @@ SELECTIONS = {"everyday": cases.EVERYDAY, "thorough": cases.THOROUGH}
 thorough = pytest.mark.thorough
 # (operation, kernel): what is new in each operation, in this order.
 KERNELS = [
-    ("squeeze_excite inside", "squeeze_kernel"),
-    ("squeeze_excite inside", "rescale_kernel"),
-    ("squeeze_excite_backward inside", "gate_gradient_kernel"),
-    ("squeeze_excite_backward inside", "rescale_kernel"),
-    ("squeeze_excite between", "squeeze_kernel"),
-    ("squeeze_excite_backward between", "gate_gradient_kernel"),
-    ("rescale_backward", "gate_gradient_kernel"),
+    ("squeeze_excite inside", "reduce_forward_kernel"),
+    ("squeeze_excite inside", "apply_forward_kernel"),
+    ("squeeze_excite_backward inside", "reduce_backward_kernel"),
+    ("squeeze_excite_backward inside", "apply_backward_kernel"),
+    ("squeeze_excite between", "reduce_forward_kernel"),
+    ("squeeze_excite_backward between", "reduce_backward_kernel"),
+    ("rescale_backward", "reduce_backward_kernel"),
 ]
 MAX_KERNELS = [
-    (operation, f"{operation}_kernel")
-    for operation in ("squeeze_max", "gate_gradient_max", "rescale_backward_max")
+    ("squeeze_max", "reduce_forward_kernel"),
+    ("gate_gradient_max", "reduce_backward_kernel"),
+    ("gradient_max", "apply_backward_kernel"),
 ]
 NORM_KERNELS = [
-    (operation, f"{operation}_kernel")
-    for operation in (
-        "moments", "norm_squeeze", "norm_rescale", "norm_sums", "norm_rescale_backward"
-    )
-]  # fmt: skip
+    ("moments", "moments_kernel"),
+    ("squeeze with norm", "reduce_forward_kernel"),
+    ("rescale with norm", "apply_forward_kernel"),
+    ("sums with norm", "reduce_backward_kernel"),
+    ("gradient with norm", "apply_backward_kernel"),
+    ("rescale with ReLU", "apply_forward_kernel"),
+    ("sums with ReLU", "reduce_backward_kernel"),
+    ("gradient with ReLU", "apply_backward_kernel"),
+]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,7 @@ FAULTS = {
     "strided_kernel": "load x is 32 bits wide",
     "unaligned_kernel": "store y is 32 bits wide",
     "spilling_kernel": "spills in loops",
-    ROWS: "load x is 32 bits wide",
+    ROWS: "is 32 bits wide",
 }
 
 
@@ -209,8 +214,10 @@ def launches_of_batches(target: str):
         x = torch.empty(batch, 256, 28, 28)
         z = torch.zeros(batch, 256)
         with compiled.compiling(target) as launches:
-            backend.squeeze_excite(x, *weights, "relu", "sigmoid")
-            backend.squeeze_excite_backward(x, x, z, z, *weights, "relu", "sigmoid")
+            backend.squeeze_excite(x, None, *weights, "relu", "sigmoid", False)
+            backend.squeeze_excite_backward(
+                x, x, None, z, z, *weights, "relu", "sigmoid", False
+            )
         yield from ([batch, launch.kernel, launch.compiled.hash] for launch in launches)
 
 
@@ -224,7 +231,8 @@ def test_other_batch_sizes_compile_nothing():
     assert sorted({batch for batch, _, _ in found}) == BATCHES
     codes = {(kernel, code) for _, kernel, code in found}
     assert sorted(kernel for kernel, _ in codes) == [
-        "gate_gradient_kernel", "rescale_kernel", "rescale_kernel", "squeeze_kernel"
+        "apply_backward_kernel", "apply_forward_kernel", "reduce_backward_kernel",
+        "reduce_forward_kernel",
     ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from launch_steps import Part, from_json  # noqa: E402
 from public_calls import EMPTY, ODD  # noqa: E402
 from rules import BUDGETS  # noqa: E402
 
-from se_fused import plan  # noqa: E402
+from se_fused.backends.triton import plan  # noqa: E402
 
 BY_ALL_WARPS = (EVERY_KERNEL, "contiguous-56x56", "contiguous-7x7")
 INT64 = [case for case in CASES if "int64" in case]

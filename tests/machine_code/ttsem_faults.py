@@ -32,21 +32,21 @@ def overlap_kernel(y_ptr, BLOCK: tl.constexpr):
 
 @triton.jit
 def last_program_kernel(
-    slot_ptr, counter_ptr, y_ptr, SLOTS: tl.constexpr,
+    partial_ptr, counter_ptr, y_ptr, PARTIALS: tl.constexpr,
     SEM: tl.constexpr, LATE: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Each program stores a slot, and the last to count itself adds them all. Wrong if SEM does
     not order that, if the slot is stored LATE, or if LAST is not the number of the last."""
     program = tl.program_id(0)
     if not LATE:
-        tl.store(slot_ptr + program, program + 1.0)
+        tl.store(partial_ptr + program, program + 1.0)
     done = tl.atomic_add(counter_ptr, 1, sem=SEM)
     if LATE:
-        tl.store(slot_ptr + program, program + 1.0)
+        tl.store(partial_ptr + program, program + 1.0)
     if done == LAST:
         total = 0.0
-        for slot in range(SLOTS):
-            total += tl.load(slot_ptr + slot)
+        for slot in range(PARTIALS):
+            total += tl.load(partial_ptr + slot)
         tl.store(y_ptr, total)
 
 
@@ -95,5 +95,5 @@ def test_only_a_counted_handover_is_excused(monkeypatch, races, sem, late, last,
         last_program_kernel[(4,)](slots, counter, y, 4, sem, late, last)
         assert y.item() == 10 and races.excused == 3
     else:
-        with pytest.raises(sanitize.KernelFault, match="`slot_ptr`.*read-write"):
+        with pytest.raises(sanitize.KernelFault, match="`partial_ptr`.*read-write"):
             last_program_kernel[(4,)](slots, counter, y, 4, sem, late, last)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from block_operators import OPERATORS, call
 from pairwise import each_pair
-from reference import ACTS, GATES, check
+from reference import ACTS, GATES
 from shapes import DENSE, make_inputs
 from triton.runtime import JITFunction
 from ttsem_session import DEVICE
@@ -34,19 +34,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TILE_LAYOUTS = ("contiguous", "channels_last", "flat")
 
 
-def run(operator: str, inputs, monkeypatch):
-    arguments = OPERATORS[operator][0](inputs)
-    found = call(operator, arguments, kernels)
-    check(found, inputs)
+def run(operator, inputs, monkeypatch):
+    arguments = operator.arguments(inputs)
+    found = operator.call(arguments, kernels)
+    operator.check(found, inputs)
     monkeypatch.setenv("TTSEM_GRID_ORDER", "shuffle:0")
-    for name, result in call(operator, arguments, kernels).items():
+    for name, result in operator.call(arguments, kernels).items():
         assert torch.equal(result, found[name]), f"{name} depends on the order of the programs"
 
 
-BLOCK = ["squeeze_excite", "squeeze_excite_backward"]
+BLOCK = {name: OPERATORS[name] for name in ("squeeze_excite", "squeeze_excite_backward")}
 
 
-@each_pair(operator=list(OPERATORS), layout=DENSE, dtype=DTYPES, shape=SHAPES)
+@each_pair(operator=OPERATORS, layout=DENSE, dtype=DTYPES, shape=SHAPES)
 def test_values_bounds_and_races(monkeypatch, operator, layout, dtype, shape):
     run(operator, make_inputs(*shape, "cuda", dtype, layout=layout), monkeypatch)
 
@@ -58,7 +58,7 @@ def test_excitation_between_the_launches(monkeypatch, operator, layout, shape):
     run(operator, make_inputs(*shape, "cuda", layout=layout), monkeypatch)
 
 
-@pytest.mark.parametrize("operator", BLOCK)
+@pytest.mark.parametrize("operator", BLOCK.values(), ids=BLOCK)
 @pytest.mark.parametrize("act, gate", list(zip(ACTS, [*GATES, "sigmoid"])))
 def test_activations_without_biases(monkeypatch, operator, act, gate):
     inputs = make_inputs((2, 9, 5, 7), 4, "cuda", act=act, gate=gate, biases=False)
@@ -66,7 +66,7 @@ def test_activations_without_biases(monkeypatch, operator, act, gate):
 
 
 @each_pair(
-    operator=list(passes.OPERATORS),
+    operator=passes.OPERATORS,
     layout=DENSE,
     act=["identity", "silu"],
     shape=["ragged-channels", "wide-1x1", "wide-7x7", "split"],
@@ -74,12 +74,7 @@ def test_activations_without_biases(monkeypatch, operator, act, gate):
 def test_passes_of_a_block_with_batch_norm(monkeypatch, operator, layout, act, shape):
     dtype = torch.bfloat16 if act == "silu" else torch.float32
     inputs = passes.make_norm_inputs(SHAPES[shape][0], "cuda", dtype, layout=layout, act=act)
-    arguments = passes.OPERATORS[operator][0](inputs)
-    found = passes.call(operator, arguments, kernels)
-    passes.check(found, inputs)
-    monkeypatch.setenv("TTSEM_GRID_ORDER", "shuffle:0")
-    for name, result in passes.call(operator, arguments, kernels).items():
-        assert torch.equal(result, found[name]), f"{name} depends on the order of the programs"
+    run(operator, inputs, monkeypatch)
 
 
 @pytest.mark.parametrize("operator", ["squeeze", "squeeze_excite", "squeeze_excite_backward"])
@@ -87,7 +82,7 @@ def test_passes_of_a_block_with_batch_norm(monkeypatch, operator, layout, act, s
 def test_programs_share_the_sums_of_a_large_plane(races, operator, layout):
     """Were it not so, the cases named "split" above would not be what they say."""
     inputs = make_inputs(*SHAPES["split"], "cuda", layout=layout)
-    call(operator, OPERATORS[operator][0](inputs), kernels)
+    call(operator, OPERATORS[operator].arguments(inputs), kernels)
     assert races.excused > 0
 
 
@@ -111,9 +106,9 @@ def test_every_kernel_is_launched_in_every_layout(monkeypatch):
     for layout in DENSE:
         for shape, hidden in SHAPES.values():
             inputs = make_inputs(shape, hidden, "cuda", layout=layout)
-            for operator, (arguments, _) in OPERATORS.items():
-                call(operator, arguments(inputs), kernels)
+            for operator in OPERATORS.values():
+                getattr(kernels, operator.name)(*operator.arguments(inputs))
             inputs = passes.make_norm_inputs(shape, "cuda", layout=layout)
-            for operator, (arguments, _) in passes.OPERATORS.items():
-                passes.call(operator, arguments(inputs), kernels)
+            for operator in passes.OPERATORS.values():
+                getattr(kernels, operator.name)(*operator.arguments(inputs))
     assert launched == set(product(names, TILE_LAYOUTS))

@@ -24,14 +24,13 @@ import pytest
 import triton
 from ttsem import pidraces, sanitize
 
-from se_fused import plan
-from se_fused.backends.triton import launch
+from se_fused.backends.triton import launch, plan
 
 # IR from Triton's cache names the lines of the tree that it was compiled from: compile it anew.
 CACHE = tempfile.TemporaryDirectory()
 os.environ["TRITON_CACHE_DIR"] = CACHE.name
 
-COUNTED_BUFFERS = ("slot_ptr",)
+COUNTED_BUFFERS = ("partial_ptr",)
 ACQ_REL = "sem = 4 :"  # in the text of an atomic update
 # What launches are planned for; the excitation is part of the reduce launch.
 DEVICE = plan.Device(multiprocessors=132, l2_bytes=50 << 20, shared_bytes=227 << 10)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from interpreted_kernels import kernels
 from pairwise import each_pair
-from passes_reference import OPERATORS, call, make_norm_inputs
+from passes_reference import OPERATORS, make_norm_inputs
 from shapes import DENSE, SHAPES
 
 # isort: split
@@ -23,19 +23,19 @@ CASES = {name: SHAPES[name][0] for name in ("7x7", "1x1", "14x14", "5x157", "3d"
 # Maps read and written, by what is asked for: 1 to 5 passes, and a mask of a 16th or 32nd of one.
 PASSES = {
     "moments": ("moments", {}, ("x",), ()),
-    "norm_squeeze": ("norm_squeeze", dict(act="silu"), ("x",), ()),
-    "norm_rescale": ("norm_rescale", dict(residual=False), ("x",), ("y", "mask")),
-    "norm_rescale-residual": ("norm_rescale", {}, ("x", "residual"), ("y", "mask")),
-    "norm_rescale-no-relu": ("norm_rescale", dict(relu=False), ("x", "residual"), ("y",)),
-    "norm_sums": ("norm_sums", {}, ("dy", "x", "mask"), ()),
-    "norm_sums-silu": ("norm_sums", dict(act="silu"), ("dy", "x", "mask"), ()),
-    "norm_sums-no-relu": ("norm_sums", dict(masked=False), ("dy", "x"), ()),
-    "backward": ("norm_rescale_backward", {}, ("dy", "x", "mask"), ("dx", "dr")),
+    "squeeze": ("squeeze", dict(act="silu"), ("x",), ()),
+    "rescale": ("rescale", dict(residual=False), ("x",), ("y", "mask")),
+    "rescale-residual": ("rescale", {}, ("x", "residual"), ("y", "mask")),
+    "rescale-no-relu": ("rescale", dict(relu=False), ("x", "residual"), ("y",)),
+    "sums": ("sums", {}, ("dy", "x", "mask"), ()),
+    "sums-silu": ("sums", dict(act="silu"), ("dy", "x", "mask"), ()),
+    "sums-no-relu": ("sums", dict(masked=False), ("dy", "x"), ()),
+    "backward": ("gradient", {}, ("dy", "x", "mask"), ("dx", "dr")),
     "backward-eval": (
-        "norm_rescale_backward", dict(train=False, add=False), ("dy", "mask"), ("dx",)
+        "gradient", dict(train=False, add=False), ("dy", "mask"), ("dx",)
     ),
     "backward-eval-silu": (
-        "norm_rescale_backward", dict(train=False, add=False, act="silu"), ("dy", "x", "mask"),
+        "gradient", dict(train=False, add=False, act="silu"), ("dy", "x", "mask"),
         ("dx",),
     ),
 }  # fmt: skip
@@ -102,7 +102,7 @@ def metered(case, dtype, operator, options, order="ascending"):
     torch.manual_seed(0)
     inputs = make_norm_inputs(shape, dtype=dtype, layout=layout, **options)
     with Meter(order) as meter:
-        found = call(operator, OPERATORS[operator][0](inputs), kernels)
+        found = OPERATORS[operator].call(OPERATORS[operator].arguments(inputs), kernels)
     assert not meter.faults
     return inputs, found, meter
 
@@ -113,8 +113,8 @@ def test_small_tensors_add_less_than_a_sixth_of_a_pass(layout):
     channel for tiles of 64 positions are a ninth."""
     case = (2, 16, 56, 56), layout
     expected = {
-        "moments": 1, "norm_squeeze": 1, "norm_rescale-residual": 3, "norm_rescale": 2,
-        "norm_sums": 2, "backward": 4, "backward-eval": 2,
+        "moments": 1, "squeeze": 1, "rescale-residual": 3, "rescale": 2, "sums": 2,
+        "backward": 4, "backward-eval": 2,
     }  # fmt: skip
     for name, passes in expected.items():
         operator, options, read, written = PASSES[name]

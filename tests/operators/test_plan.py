@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 from shapes import LARGE, SHAPES
 
-from se_fused import plan
+from se_fused.backends.triton import plan
 
 KB, MB = 1 << 10, 1 << 20
 # Multiprocessors, L2 and shared memory of one program, from the vendors' data sheets
@@ -99,13 +99,13 @@ def test_planes_are_split_until_the_device_is_busy(device, samples):
 
 
 @each_device
-def test_the_last_program_of_a_sample_has_few_slots_to_load(device):
+def test_the_last_program_of_a_sample_has_few_partial_sums_to_load(device):
     for samples, channels, side in product((1, 8, 32, 256), (64, 256, 1024), (7, 14, 56, 224)):
         p = plan.plan(samples, channels, side * side, True, 2, device)
         assert p.splits <= plan.MAX_SPLITS
-        programs = samples * p.channel_blocks * plan.SLOTS_PER_ROUND
+        programs = samples * p.channel_blocks * plan.PARTIALS_PER_ROUND
         is_busy = programs >= plan.BUSY_PROGRAMS * device.multiprocessors
-        assert p.splits <= plan.SLOTS_PER_ROUND or not is_busy
+        assert p.splits <= plan.PARTIALS_PER_ROUND or not is_busy
 
 
 SPLITS = {

@@ -9,6 +9,7 @@ from math import ceil
 import numpy as np
 import pytest
 import torch
+from block_operators import NO_NORM, OPERATORS, PLAIN
 from interpreted_kernels import kernels
 from pairwise import each_pair
 from shapes import DENSE, DTYPES, SHAPES, make_inputs
@@ -47,6 +48,21 @@ def inputs_of(case, layout, dtype=torch.float32):
     return make_inputs(shape, hidden, "cpu", dtype, layout=layout)
 
 
+def forward_of(inputs):
+    return kernels.squeeze_excite(inputs.x, None, *inputs.block[1:], False)
+
+
+def saved_of(inputs):
+    """z and g"""
+    block = inputs.x, None, *inputs.block[1:], False
+    return backends.load("eager").squeeze_excite(*block)[2:]
+
+
+def backward_of(inputs, z, g):
+    saved = inputs.dy, inputs.x, None, z, g
+    return kernels.squeeze_excite_backward(*saved, *inputs.block[1:], False)
+
+
 def check_traffic(meter, launches, read, written, beside_read, beside_written):
     """``read``: tensors of which so many launches read each element once and the others nothing.
     ``written``: the tensor of which one launch writes each element once. Beside them at most so
@@ -76,7 +92,7 @@ def per_program(meter, t) -> int:
 def test_squeeze_excite(case, layout, dtype):
     inputs = inputs_of(case, layout, dtype)
     with Meter() as meter:
-        y, z, g = kernels.squeeze_excite(*inputs.block)
+        y, _, z, g = forward_of(inputs)
     sums = per_program(meter, z)
     weights = len(z) * sum(w.nbytes for w in inputs.tensors[1:]) * bool(meter.operands(inputs.w1))
     check_traffic(
@@ -89,17 +105,15 @@ def test_squeeze_excite(case, layout, dtype):
 @each(*CASES, dtype=WIDTHS)
 def test_squeeze_excite_backward(case, layout, dtype):
     inputs = inputs_of(case, layout, dtype)
-    _, z, g = backends.load("eager").squeeze_excite(*inputs.block)
+    z, g = saved_of(inputs)
     with Meter() as meter:
-        dx, dp1, h, dp2 = kernels.squeeze_excite_backward(
-            inputs.dy, inputs.x, z, g, *inputs.block[1:]
-        )
-    sums = share = per_program(meter, dp2)
+        dx, _, dp1, h, dp2 = backward_of(inputs, z, g)
+    sums = grad_mean = per_program(meter, dp2)
     weights = [inputs.w1, inputs.w1, inputs.b1, inputs.w2]  # W1 for h and for dz
     weights = len(z) * sum(w.nbytes for w in weights) * bool(meter.operands(inputs.w1))
     check_traffic(
         meter, 2, [(inputs.dy, 2), (inputs.x, 1)], dx,
-        beside_read=sums + z.nbytes + g.nbytes + weights + per_program(meter, g) + share,
+        beside_read=sums + z.nbytes + g.nbytes + weights + per_program(meter, g) + grad_mean,
         beside_written=sums + 2 * dp2.nbytes + dp1.nbytes + h.nbytes,  # dp2 and its like, dz / M
     )  # fmt: skip
 
@@ -109,17 +123,17 @@ def test_squeeze_and_rescale(case, layout, dtype):
     inputs = inputs_of(case, layout, dtype)
     x, dy = inputs.x, inputs.dy
     with Meter() as meter:
-        z = kernels.squeeze(x)
+        (z,) = kernels.reduce_forward(x, *PLAIN, "mean")
     sums = per_program(meter, z)
     check_traffic(meter, 1, [(x, 1)], z, beside_read=sums, beside_written=sums)
     with Meter() as meter:
-        y = kernels.rescale(x, z)
+        y, _ = kernels.apply_forward(x, None, *NO_NORM, z, "identity", False)
     check_traffic(meter, 1, [(x, 1)], y, beside_read=per_program(meter, z), beside_written=0)
     with Meter() as meter:
-        dg = kernels.gate_gradient(dy, x)
+        (dg,), _ = kernels.reduce_backward(dy, x, None, *NO_NORM, None, None, "identity")
     check_traffic(meter, 1, [(dy, 1), (x, 1)], dg, beside_read=sums, beside_written=sums)
     with Meter() as meter:
-        dx, dg = kernels.rescale_backward(dy, x, z)
+        (dg,), dx = kernels.reduce_backward(dy, x, None, *NO_NORM, None, z, "identity")
     sums = per_program(meter, dg)
     check_traffic(
         meter, 1, [(dy, 1), (x, 1)], dx,
@@ -133,17 +147,19 @@ def test_squeeze_with_the_maximum(case, layout):
     inputs = inputs_of(case, layout, torch.bfloat16)
     x, dy = inputs.x, inputs.dy
     with Meter() as meter:
-        mean, m = kernels.squeeze_max(x)
-    sums = 2 * per_program(meter, m)
-    check_traffic(meter, 1, [(x, 1)], m, beside_read=sums, beside_written=sums + mean.nbytes)
+        statistics = kernels.reduce_forward(x, *PLAIN, "max")
+    mean, m = statistics
+    read = 2 * per_program(meter, m)
+    check_traffic(meter, 1, [(x, 1)], statistics, beside_read=read, beside_written=read)
     with Meter() as meter:
-        dg, ties = kernels.gate_gradient_max(dy, x, m)
+        sums, _ = kernels.reduce_backward(dy, x, None, *NO_NORM, m, None, "identity")
     check_traffic(
-        meter, 1, [(dy, 1), (x, 1)], ties,
-        beside_read=2 * sums, beside_written=sums + dg.nbytes,
-    )  # fmt: skip
+        meter, 1, [(dy, 1), (x, 1)], sums, beside_read=2 * read, beside_written=read
+    )
     with Meter() as meter:
-        dx = kernels.rescale_backward_max(dy, x, dg, mean, m, ties)
+        dx, _ = kernels.apply_backward(
+            dy, x, None, *NO_NORM, mean, mean, m, sums[1], None, None, "identity", False
+        )
     beside = 4 * per_program(meter, m)
     check_traffic(meter, 1, [(dy, 1), (x, 1)], dx, beside_read=beside, beside_written=0)
 
@@ -155,9 +171,9 @@ def test_small_tensors_add_less_than_a_tenth_of_a_pass(layout):
     inputs = make_inputs((1, 16, 56, 56), 4, "cpu", layout=layout)
     x = inputs.x.nbytes
     with Meter() as forward:
-        _, z, g = kernels.squeeze_excite(*inputs.block)
+        _, _, z, g = forward_of(inputs)
     with Meter() as backward:
-        kernels.squeeze_excite_backward(inputs.dy, inputs.x, z, g, *inputs.block[1:])
+        backward_of(inputs, z, g)
     assert 3 * x < forward.read() + forward.written() < 3.1 * x
     assert 4 * x < backward.read() + backward.written() < 4.1 * x
     assert forward.launches[0].programs > 1 and backward.launches[0].programs > 1
@@ -168,9 +184,9 @@ def test_launches_of_the_block(name):
     """Triton's are two and two. PyTorch's: zeroed counters, or the excitation in between."""
     inputs = inputs_of(CASES[name], "contiguous")
     with Meter() as triton_forward, counting.Operators(inputs.x.shape) as forward:
-        _, z, g = kernels.squeeze_excite(*inputs.block)
+        _, _, z, g = forward_of(inputs)
     with Meter() as triton_backward, counting.Operators(inputs.x.shape) as backward:
-        kernels.squeeze_excite_backward(inputs.dy, inputs.x, z, g, *inputs.block[1:])
+        backward_of(inputs, z, g)
     assert len(triton_forward.launches) == len(triton_backward.launches) == 2
     matmuls = [sum(name in MATMULS for name in found.names) for found in (forward, backward)]
     if any(matmuls):
@@ -185,40 +201,20 @@ def test_launches_of_the_block(name):
 @pytest.mark.usefixtures("poisoned_allocations")
 def test_results_do_not_depend_on_the_order_of_programs(case, layout):
     inputs = inputs_of(case, layout)
-    x, dy = inputs.x, inputs.dy
-    _, z, g = backends.load("eager").squeeze_excite(*inputs.block)
+    arguments = [operator.arguments(inputs) for operator in OPERATORS.values()]
 
     def results(order):
         with Meter(order) as meter:
             found = [
-                *kernels.squeeze_excite(*inputs.block),
-                *kernels.squeeze_excite_backward(dy, x, z, g, *inputs.block[1:]),
-                kernels.squeeze(x),
-                kernels.rescale(x, g),
-                kernels.gate_gradient(dy, x),
-                *kernels.rescale_backward(dy, x, g),
+                operator.call(row, kernels) for operator, row in zip(OPERATORS.values(), arguments)
             ]
         assert not meter.faults
-        return found
+        return [result for row in found for result in row.values()]
 
     expected = results("ascending")
-    assert len(expected) == 12
+    assert len(expected) == 17
     for order in ("reversed", "shuffled"):
         assert all(map(torch.equal, results(order), expected))
-
-
-@each("split-planes")
-@pytest.mark.usefixtures("poisoned_allocations")
-def test_maximum_does_not_depend_on_the_order_of_programs(case, layout):
-    inputs = inputs_of(case, layout)
-    x, dy = inputs.x, inputs.dy
-    mean, m = kernels.squeeze_max(x)
-    expected = mean, m, *kernels.gate_gradient_max(dy, x, m)
-    for order in ("reversed", "shuffled"):
-        with Meter(order) as meter:
-            found = *kernels.squeeze_max(x), *kernels.gate_gradient_max(dy, x, m)
-        assert not meter.faults
-        assert all(map(torch.equal, found, expected))
 
 
 def test_passes_of_a_training_step():

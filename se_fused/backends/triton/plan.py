@@ -14,8 +14,9 @@ TILE_BYTES = 16384
 MIN_RUN, MAX_POSITIONS, MAX_CHANNELS = 64, 1024, 64
 # Reduce programs wanted per multiprocessor before the spatial extent is no longer split.
 PROGRAMS_PER_MULTIPROCESSOR = 8
-# The last program of a sample loads so many of its partial sums at once. There is one such round, but for
-# few samples: there as many splits, up to MAX_SPLITS, as give each multiprocessor BUSY_PROGRAMS.
+# The last program of a sample loads so many of its partial sums at once. There is one such round,
+# but for few samples: there as many splits, up to MAX_SPLITS, as give each multiprocessor
+# BUSY_PROGRAMS.
 PARTIALS_PER_ROUND = 8
 BUSY_PROGRAMS, MAX_SPLITS = 4, 32
 WARPS = 4
@@ -122,8 +123,8 @@ def excites_in_reduce(
 ) -> bool:
     """Whether the reduce launch also computes the excitation, sample by sample.
 
-    Each sample's last program then reads its partial sums, splits·C·acc_itemsize bytes, and both weight
-    matrices from L2, 2·R·C·weight_itemsize. Costs, in ns:
+    Each sample's last program then reads its partial sums, splits·C·acc_itemsize bytes, and both
+    weight matrices from L2, 2·R·C·weight_itemsize. Costs, in ns:
         the last of them, alone and bound by latency       (partials + weights) / PROGRAM_RATE
         all of them, beside the map's own traffic          N·weights / (MULTIPROCESSOR_RATE·P)
     The other way, the partial sums are read only where there are several splits, and

@@ -106,6 +106,7 @@ def reduce_forward_kernel(
 # Budget with dx: 208 registers, 16 KB of shared memory.
 # Budget with maximum: 104 registers, 8 KB of shared memory.
 # Budget with norm: 208 registers, 8 KB of shared memory.
+# Budget with parts: 152 registers, 8 KB of shared memory.
 @triton.jit(do_not_specialize=["samples", "splits", "tiles_per_split"])
 def reduce_backward_kernel(
     dy_ptr, x_ptr, mask_ptr, center_ptr, scale_ptr, shift_ptr, max_ptr, dx_ptr,

@@ -82,7 +82,9 @@ def channel_sums(
 
 
 @triton.jit
-def unflatten_planes(tile, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr, other=0):
+def unflatten_planes(
+    tile, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr, other=0
+):
     """A flat tile by planes, [BLOCK_C, BLOCK_M], ``other`` beyond PLANE."""
     position = tl.arange(0, BLOCK_M)[None, :]
     inside = position < PLANE
