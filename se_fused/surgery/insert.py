@@ -8,10 +8,10 @@ from torch import nn
 from se_fused import validation
 from se_fused.activations import make_module
 from se_fused.modules.se import FusedSE
-from se_fused.surgery.beside import Spots
-from se_fused.surgery.placements import WHERE, Site
+from se_fused.surgery.attach_se import Attachments
+from se_fused.surgery.insertion_sites import check_has_no_se, chosen, known
+from se_fused.surgery.networks import WHERE, Site
 from se_fused.surgery.report import Inserted, Report
-from se_fused.surgery.sites import check_has_no_se, chosen, known
 
 
 def insert_se(
@@ -110,7 +110,8 @@ def insert_se(
     by_stage = [_by_stage(value, name, stages or own) for name, value in options.items()]
     _check_numbered(sites, stages, **options)
     sites = [site for site in sites if stages is None or site.stage in stages]
-    spots = Spots(model, sites, "model must have" if blocks is None else "blocks must choose")
+    asked = "model must have" if blocks is None else "blocks must choose"
+    attachments = Attachments(model, sites, asked)
     built = []
     for site in sites:
         r, squeeze, gate = (value(site.stage) for value in by_stage)
@@ -125,7 +126,7 @@ def insert_se(
         )
         of = model.get_submodule(site.block) if site.layer is None else site.layer
         built.append(se.train(of.training))
-    spots.fill(built)
+    attachments.fill(built)
     names = {id(module): name for name, module in model.named_modules()}
     return Report("inserted", [_entry(names[id(se)], site, se) for site, se in zip(sites, built)])
 

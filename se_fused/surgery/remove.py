@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from se_fused.surgery.beside import MARK, BlockWithSE, is_sequential
+from se_fused.surgery.attach_se import MARK, BlockWithSE, is_sequential
 from se_fused.surgery.class_swap import kind_of, library_of
 from se_fused.surgery.report import Entry, Report, path_of
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from se_fused import FusedSE, replace_se, restore_se
 from se_fused.surgery import fuse, unfuse
-from se_fused.surgery.blocks import FusedBlock
+from se_fused.surgery.fused_block import FusedBlock
 
 ALL = "BatchNorm + SE + add + relu"
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from se_fused import insert_se
-from se_fused.surgery.layer_calls import Insertion, methods_with_se
+from se_fused.surgery.wrap_calls import Insertion, methods_with_se
 
 
 class Unit(nn.Module):

@@ -97,7 +97,7 @@ def test_class_that_is_another_where_it_is_loaded(forward, monkeypatch):
     from se_fused.surgery import class_swap
 
     class_swap._made_class.cache_clear()
-    from se_fused.surgery.reads import reads_of
+    from se_fused.surgery.attribute_reads import reads_of
 
     reads_of.cache_clear()
     try:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from se_fused.surgery.recompile import Source, Wrap
+from se_fused.surgery.recompile_method import Source, Wrap
 from se_fused.surgery.report import path_of
 
 

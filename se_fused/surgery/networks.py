@@ -1,6 +1,6 @@
 """The table of networks that ``insert_se`` knows: a family is a row, a placement an entry of it.
 
-As in ``surgery/families.py``, classes are named by their path, so that no library needs to be
+As in ``surgery/registry.py``, classes are named by their path, so that no library needs to be
 installed. Placements are those of Hu et al., arXiv 1709.01507: figures 2, 3 and 5, section 3.3
 ("Instantiations") and section 6.5.
 """
