@@ -75,7 +75,7 @@ def assert_same_steps(found, expected):
 
 
 def recorded_calls(monkeypatch):
-    """The modules of each fused call, of blocks that are fused from now on; not of verifications."""
+    """The modules of each fused call, of blocks fused from now on; not while they are verified."""
     calls, function = [], fused_end.fused
 
     def fused(bn, act, se, *others):
