@@ -1,7 +1,7 @@
 """The block, the squeeze and the rescale as autograd Functions, as ``functional.py`` calls them.
 
 Formulas and letters in ``se_fused/backends/README.md``; the gradients follow from y as written
-there. Arguments have been checked, and x is dense.
+there. Arguments have been checked.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from torch.autograd import Function
 from se_fused import batch_norm, ops
 from se_fused.activations import FUNCTIONS
 from se_fused.backends import reference
-from se_fused.memory_format import acc_dtype, match_memory_format
-from se_fused.tracing import needs_double_backward, without_autocast
+from se_fused.memory_format import acc_dtype, match_memory_format, to_dense
+from se_fused.tracing import must_decompose, needs_double_backward, without_autocast
 
 SQUEEZES = ("avg", "max", "avg_max", "concat")
 
@@ -53,21 +53,19 @@ class Kept(NamedTuple):
 
 def squeeze_excite(x, residual, running, affine, weights, options: Options) -> Tensor:
     """The block; running and affine are None without norm."""
-    center = var = mean = None
-    count = 0
-    if running is not None:
-        with torch.no_grad():
-            if options.training:
-                mean, found = batch_norm.of_training(
-                    x, running, options.momentum, options.group
+    with without_autocast(x):
+        if must_decompose():
+            return _decomposed(x, residual, running, affine, weights, options)
+        x, center, var, mean, count = to_dense(x), None, None, None, 0
+        if running is not None:
+            with torch.no_grad():
+                mean, (center, var, count) = batch_norm.statistics(
+                    x, running, options.training, options.momentum, options.group
                 )
-            else:
-                found = batch_norm.of_eval(x, running)
-            center, var, count = found
-    arguments = x, residual, *(affine or (None, None)), *weights
-    if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in arguments]):
-        return SqueezeExcite.apply(*arguments, center, var, mean, count, options)
-    return _forward(*arguments, center, var, mean, options)[0]
+        arguments = x, residual, *(affine or (None, None)), *weights
+        if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in arguments]):
+            return SqueezeExcite.apply(*arguments, center, var, mean, count, options)
+        return _forward(*arguments, center, var, mean, options)[0]
 
 
 def _forward(
@@ -182,8 +180,10 @@ class SqueezeExcite(Function):
             )
 
 
-def decomposed(x, residual, running, affine, weights, options: Options) -> Tensor:
+def _decomposed(x, residual, running, affine, weights, options: Options) -> Tensor:
     """The block of PyTorch's own operators."""
+    if options.group is not None:
+        raise RuntimeError("synchronised statistics cannot be exported or transformed")
     if running is not None:
         x = F.batch_norm(x, *running, *affine, options.training, options.momentum, options.eps)
     x = FUNCTIONS[options.norm_act](x)
@@ -207,7 +207,7 @@ def _differentiable(ctx, dy):
     linear = options._replace(post_act="identity", on_gate=None)
 
     def forward(x, residual, weight, bias, *weights):
-        y = decomposed(x, residual, running, (weight, bias), weights, linear)
+        y = _decomposed(x, residual, running, (weight, bias), weights, linear)
         return y if passes is None else torch.where(passes, y, 0)
 
     residual = torch.zeros_like(x, requires_grad=True) if ctx.has_residual else None
@@ -216,23 +216,25 @@ def _differentiable(ctx, dy):
 
 
 class Squeeze(Function):
-    """[mean], or [mean, maximum] where the statistic is max, [K, N, C]"""
+    """The mean, and the maximum where the statistic is max; each [N, C]."""
 
     @staticmethod
     def forward(ctx, x, statistic):
-        statistics = ops.reduce_forward(x, None, None, None, "identity", statistic)
-        ctx.shape, ctx.dtype, ctx.statistic = x.shape, x.dtype, statistic
-        if statistic == "max":
-            ctx.save_for_backward(x, statistics[1])
-        return statistics
+        # Copies, since a view may not be changed in place.
+        mean, *maximum = (
+            t.clone() for t in ops.reduce_forward(x, None, None, None, "identity", statistic)
+        )
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        ctx.save_for_backward(*([x, *maximum] if maximum else []))
+        return (mean, *maximum) if maximum else mean
 
     @staticmethod
-    def backward(ctx, gradients):
-        if ctx.statistic == "max":
-            return reference.squeeze_max_backward(*gradients, *ctx.saved_tensors), None
+    def backward(ctx, dmean, *dmax):
+        if dmax:
+            return reference.squeeze_max_backward(dmean, *dmax, *ctx.saved_tensors), None
         spatial = ctx.shape[2:]
-        grad_mean = (gradients[0] / max(prod(spatial), 1)).to(ctx.dtype)
-        return grad_mean.reshape(grad_mean.shape + (1,) * len(spatial)).expand(ctx.shape), None
+        grad_mean = (dmean / max(prod(spatial), 1)).to(ctx.dtype)
+        return grad_mean.reshape(dmean.shape + (1,) * len(spatial)).expand(ctx.shape), None
 
 
 class Rescale(Function):

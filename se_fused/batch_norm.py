@@ -22,9 +22,13 @@ class Statistics(NamedTuple):
     count: Tensor | int  # values per channel, over all processes; 0: none, or running statistics
 
 
-def of_training(x: Tensor, running, momentum: float, group) -> tuple[Tensor, Statistics]:
-    """The mean of each plane, [N, C], and the batch's statistics, by which the running ones, if
-    there are any, are updated."""
+def statistics(
+    x: Tensor, running, training: bool, momentum: float, group
+) -> tuple[Tensor | None, Statistics]:
+    """The mean of each plane, [N, C], if a pass over x found it, and what x is normalized with. In
+    training the running statistics, where there are any, are updated."""
+    if not training:
+        return None, Statistics(*(t.to(acc_dtype(x.dtype)) for t in running), 0)
     moments = ops.reduce_forward(x, None, None, None, "identity", "moments")
     positions = prod(x.shape[2:])
     count = x.shape[0] * positions
@@ -37,10 +41,6 @@ def of_training(x: Tensor, running, momentum: float, group) -> tuple[Tensor, Sta
     if running[0] is not None:
         update_running(*running, batch, momentum)
     return moments[0], batch
-
-
-def of_eval(x: Tensor, running) -> Statistics:
-    return Statistics(*(t.to(acc_dtype(x.dtype)) for t in running), 0)
 
 
 def over_processes(mean: Tensor, var: Tensor, count: int, group) -> Statistics:

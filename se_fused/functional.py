@@ -15,7 +15,7 @@ from se_fused.activations import ACTS, GATES, NORM_ACTS, POST_ACTS
 from se_fused.autograd import SQUEEZES, Options
 from se_fused.backends import reference
 from se_fused.memory_format import to_dense
-from se_fused.tracing import must_decompose, without_autocast
+from se_fused.tracing import must_decompose
 
 
 def squeeze_excite(
@@ -59,8 +59,9 @@ def squeeze_excite(
     """
     validation.feature_map(x, "x")
     validation.choice(squeeze, SQUEEZES, "squeeze")
-    options = Options(act, gate, squeeze, on_gate)
-    return _block(x, None, None, None, (w1, b1, w2, b2), options)
+    options, weights = Options(act, gate, squeeze, on_gate), (w1, b1, w2, b2)
+    _check(x, None, weights, options)
+    return autograd.squeeze_excite(x, None, None, None, weights, options)
 
 
 def squeeze(x: Tensor, kind: str = "avg") -> Tensor:
@@ -79,7 +80,7 @@ def squeeze(x: Tensor, kind: str = "avg") -> Tensor:
     if must_decompose():
         return reference.squeeze(x, kind)
     if kind == "avg":
-        return autograd.Squeeze.apply(to_dense(x), "mean").squeeze(0)
+        return autograd.Squeeze.apply(to_dense(x), "mean")
     return reference.combine(*autograd.Squeeze.apply(to_dense(x), "max"), kind)
 
 
@@ -94,10 +95,9 @@ def rescale(x: Tensor, gate: Tensor) -> Tensor:
     Source: Hu et al., arXiv 1709.01507, eq. 4.
     """
     validation.feature_map(x, "x")
-    decompose = must_decompose()
-    if not decompose or not torch.jit.is_tracing():
+    if not torch.jit.is_tracing():
         validation.beside(gate, "gate", x, (x.shape[0], x.shape[1]), x.dtype, x.device)
-    if decompose:
+    if must_decompose():
         return reference.rescale(x, autograd.acc_gate(gate, x))
     return autograd.Rescale.apply(to_dense(x), gate)
 
@@ -127,8 +127,9 @@ def squeeze_excite_add_act(
     Source: Hu et al., arXiv 1709.01507, figure 3.
     """
     validation.feature_map(x, "x")
-    options = Options(act, gate, "avg", on_gate, post_act)
-    return _block(x, residual, None, None, (w1, b1, w2, b2), options)
+    options, weights = Options(act, gate, "avg", on_gate, post_act), (w1, b1, w2, b2)
+    _check(x, residual, weights, options)
+    return autograd.squeeze_excite(x, residual, None, None, weights, options)
 
 
 def batch_norm_squeeze_excite(
@@ -191,13 +192,13 @@ def batch_norm_squeeze_excite(
     options = Options(
         act, gate, "avg", on_gate, post_act, norm_act, training, momentum, eps, process_group
     )
-    return _block(x, residual, running, (weight, bias), (w1, b1, w2, b2), options)
+    weights = w1, b1, w2, b2
+    _check(x, residual, weights, options)
+    return autograd.squeeze_excite(x, residual, running, (weight, bias), weights, options)
 
 
-def _block(x, residual, running, affine, weights, options: Options) -> Tensor:
-    """running and affine are None where there is no BatchNorm."""
-    decompose = must_decompose()
-    if not decompose or not torch.jit.is_tracing():  # sizes are tensors there; comparing them warns
+def _check(x, residual, weights, options: Options):
+    if not torch.jit.is_tracing():  # sizes are tensors there; comparing them warns
         validation.weights(x, *weights, options.squeeze)
         if options.squeeze != "avg":
             validation.positions(x)
@@ -206,9 +207,3 @@ def _block(x, residual, running, affine, weights, options: Options) -> Tensor:
     validation.choice(options.act, ACTS, "act")
     validation.choice(options.gate, GATES, "gate")
     validation.choice(options.post_act, POST_ACTS, "post_act")
-    if decompose and options.group is not None:
-        raise RuntimeError("synchronised statistics cannot be exported or transformed")
-    with without_autocast(x):
-        if decompose:
-            return autograd.decomposed(x, residual, running, affine, weights, options)
-        return autograd.squeeze_excite(to_dense(x), residual, running, affine, weights, options)

@@ -11,8 +11,9 @@ _MODULES = {"triton": "triton", "cpp": "cpp", "eager": "reference"}
 NAMES = tuple(_MODULES)
 
 _forced: str | None = os.environ.get("SE_FUSED_BACKEND") or None
-# Backends that can run, by forced name (None: chosen by device) and device: asked once.
-_ready: dict[tuple[str | None, torch.device], object] = {}
+# Name and module of a backend that can run, by forced name (None: chosen by device) and device:
+# asked once.
+_ready: dict[tuple[str | None, torch.device], tuple[str, object]] = {}
 
 # Order of automatic choice.
 PREFERRED = {"cuda": ("triton", "cpp", "eager"), "cpu": ("cpp", "eager")}
@@ -53,7 +54,12 @@ def forced_backend() -> str | None:
 
 def backend_for(device: torch.device) -> str:
     """The name of the backend that a tensor on this device gets; raises if there is none."""
-    return module_for(device).__name__.rpartition(".")[2]
+    return _found_for(device)[0]
+
+
+def module_for(device: torch.device):
+    """The module of the backend that a tensor on this device gets."""
+    return _found_for(device)[1]
 
 
 def why_not(name: str, device: torch.device) -> str | None:
@@ -65,22 +71,22 @@ def why_not(name: str, device: torch.device) -> str | None:
     return module.unavailable(device)
 
 
-def module_for(device: torch.device):
-    module = _ready.get((_forced, device))
-    if module is None:
-        module = _ready[_forced, device] = _find_module(_forced, device)
-    return module
+def _found_for(device: torch.device):
+    found = _ready.get((_forced, device))
+    if found is None:
+        name = _choose(_forced, device)
+        found = _ready[_forced, device] = name, load(name)
+    return found
 
 
-def _find_module(name: str | None, device: torch.device):
+def _choose(name: str | None, device: torch.device) -> str:
     if name is None:
-        names = preferred(device.type)
-        return load(next(name for name in names if why_not(name, device) is None))
+        return next(name for name in preferred(device.type) if why_not(name, device) is None)
     _check_name(name)
     reason = why_not(name, device)
     if reason:
         raise RuntimeError(f"backend {name!r} cannot run on {device.type}: {reason}")
-    return load(name)
+    return name
 
 
 def _check_name(name: str | None):

@@ -1,7 +1,7 @@
 """The compiled extension ``se_fused._C``: C++ for CPU tensors, CUDA C++ for CUDA tensors.
 
-Its functions are the overloads ``cpp`` of the operators, whose schemas stand in ``se_fused/ops.py``.
-On a GPU it has plain SE; other passes are the reference's there.
+Its functions are the overloads ``cpp`` of the operators, whose schemas stand in
+``se_fused/ops.py``. On a GPU it has plain SE; other passes are the reference's there.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Plain PyTorch on any device: the specification of the other backends, and their oracle in fp64.
 
-Letters and formulas in README.md beside it. What autograd differentiates twice, torch.func transforms
-and exporters take apart runs on the functions here that are differentiable: ``squeeze_excite_map``,
-``squeeze``, ``rescale``.
+Letters and formulas in README.md beside it. What autograd differentiates twice, and torch.func and
+exporters take apart, runs on the functions that are differentiable: ``squeeze_excite_map``,
+``squeeze`` and ``rescale``.
 """
 
 from math import prod

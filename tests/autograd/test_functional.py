@@ -180,7 +180,8 @@ def test_poison_in_one_sample_stays_there(place, layout, poison, dtype):
     keep = [0, 1, 3, 4]
 
     def outputs(inputs):
-        y, z, g = torch.ops.se_fused.squeeze_excite(*inputs.block)
+        arguments = inputs.x, None, *inputs.block[1:], False
+        y, _, z, g = torch.ops.se_fused.squeeze_excite(*arguments)
         return {"y": y, "z": z, "g": g, "dx": forward_backward(inputs)["dx"]}
 
     expected = outputs(clean)

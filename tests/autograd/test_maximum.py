@@ -4,6 +4,7 @@ does with equal values, NaN and infinities."""
 import pytest
 import torch
 from block_functions import KINDS, forward_backward, leaves
+from block_operators import NO_NORM, PLAIN, call
 from reference import ACTS, GATES, SQUEEZES, Inputs, check, spatial_max, spatial_mean
 from reference import block as plain_block
 from shapes import DENSE, DTYPES, LARGE, LAYOUTS, SHAPES, make_inputs
@@ -60,9 +61,8 @@ def test_every_shape(native_place, shape, hidden):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_large_shapes(native_place, shape, hidden, layout, dtype):
     inputs = make_inputs(shape, hidden, native_place.device, dtype, layout=layout)
-    mean, m = ops.squeeze_max(inputs.x)
-    dg, ties = ops.gate_gradient_max(inputs.dy, inputs.x, m)
-    check({"mean": mean, "m": m, "dg": dg, "ties": ties}, inputs)
+    found = call("squeeze_max", (inputs.x, *PLAIN, "max"))
+    check(found | gate_gradient(inputs.dy, inputs.x, found["m"]), inputs)
     assert_as_plain(make_inputs(shape, hidden, native_place.device, torch.float64, layout=layout))
 
 
@@ -88,6 +88,11 @@ def test_float32_weights_beside_a_16_bit_map(native_place, kind, dtype):
     inputs = make_inputs((3, 20, 5, 7), 6, native_place.device, dtype, squeeze=kind,
                          weight_dtype=torch.float32)
     check(forward_backward(inputs), inputs)
+
+
+def gate_gradient(dy, x, m) -> dict:
+    """dg and ties"""
+    return call("gate_gradient_max", (dy, x, None, *NO_NORM, m, None, "identity"))
 
 
 # Equal values: each shape of map has its way of counting them.
@@ -137,13 +142,15 @@ def test_maximum_and_its_gradient_are_those_of_amax(place, shape, dtype, layout)
     """To the bit: what the operator adds to dx, beside nothing else, is what amax passes."""
     x = with_equal_values(torch.randn(shape, device=place.device), FINITE + NOT_FINITE)
     x = LAYOUTS[layout](x.to(dtype))
-    _, m = ops.squeeze_max(x)
+    m = call("squeeze_max", (x, *PLAIN, "max"))["m"]
     assert_same(m, spatial_max(x).to(m.dtype))
     dy = torch.zeros_like(x)
-    _, ties = ops.gate_gradient_max(dy, x, m)
+    ties = gate_gradient(dy, x, m)["ties"]
     dm = ties * torch.randint(-8, 9, m.shape).to(m) / 4  # whose part is exact in every dtype
-    nothing = torch.zeros_like(m)
-    dx = ops.rescale_backward_max(dy, x, nothing, nothing, m, dm / ties)
+    dx, _ = ops.apply_backward(
+        dy, x, None, *NO_NORM, torch.zeros_like(m), None, m, dm / ties, None, None, "identity",
+        False,
+    )  # fmt: skip
     exact = x.to(m.dtype).requires_grad_()
     (expected,) = torch.autograd.grad(spatial_max(exact), exact, dm)
     assert_same(dx, expected.to(dtype))
@@ -165,7 +172,7 @@ def test_maximum_at_every_position(place, dtype, layout, planted):
     for positions in (3, 33) if place.interpreted else range(1, 70):
         x = -2 - torch.rand(2, positions, positions, 1, device=place.device)
         x.diagonal(dim1=1, dim2=2).fill_(planted)
-        mean, m = ops.squeeze_max(LAYOUTS[layout](x.to(dtype)))
+        mean, m = ops.reduce_forward(LAYOUTS[layout](x.to(dtype)), *PLAIN, "max")
         assert torch.equal(m.isnan(), torch.full_like(m, planted).isnan())
         assert torch.equal(m.nan_to_num(), torch.full_like(m, planted).nan_to_num())
         assert torch.equal(mean.isnan(), m.isnan())
@@ -222,9 +229,8 @@ def test_gradients_that_are_asked_for(native_place, kind, wanted):
     tensors = wanted_leaves(inputs, wanted)
     y = se_fused.squeeze_excite(*tensors.values(), act="silu", squeeze=kind)
     names = backward(y, inputs, tensors, wanted).names
-    ours = [name for name in names if "max" in name or "gate" in name]
-    passes = ["gate_gradient_max", "rescale_backward_max"]
-    assert ours == (passes if "x" in wanted else ["gate_gradient"])
+    ours = [name for name in names if name in ("reduce_backward", "apply_backward")]
+    assert ours == ["reduce_backward", "apply_backward"][: 1 + ("x" in wanted)]
     check(gradients(tensors), inputs)
 
 

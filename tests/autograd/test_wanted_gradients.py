@@ -27,11 +27,11 @@ def test_squeeze_excite(place, wanted, layout):
     tensors = leaves(inputs, wanted)
     y = se_fused.squeeze_excite(*tensors.values(), act="silu")
     computed = backward(y, inputs, tensors, wanted)
-    assert computed.names[0] == ("squeeze_excite_backward" if "x" in wanted else "gate_gradient")
+    assert computed.names[0] == ("squeeze_excite_backward" if "x" in wanted else "reduce_backward")
     check(gradients(tensors), inputs)
 
 
-OPERATORS = {"x": "rescale", "gate": "gate_gradient", "x-gate": "rescale_backward"}
+OPERATORS = {"x": "apply_forward", "gate": "reduce_backward", "x-gate": "reduce_backward"}
 
 
 @pytest.mark.parametrize("layout", DENSE)

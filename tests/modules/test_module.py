@@ -8,8 +8,8 @@ import pytest
 import torch
 from module_cases import (
     PARTS,
+    PASSES,
     WHOLE,
-    WITH_MAXIMUM,
     Count,
     assert_same,
     expected_of,
@@ -55,10 +55,8 @@ CONFIGURATIONS = {
     "unknown-gate": (dict(gate_layer=nn.Softsign), PARTS),
     "norm": (dict(norm_layer=nn.BatchNorm2d), PARTS),
     "norm-no-bias-silu": (dict(norm_layer=nn.BatchNorm2d, bias=False, act_layer=nn.SiLU), PARTS),
-    "maxpool": (dict(add_maxpool=True), WITH_MAXIMUM),
-    "maxpool-and-norm": (
-        dict(add_maxpool=True, norm_layer=nn.BatchNorm2d), ["squeeze_max", *PARTS[1:]]
-    ),
+    "maxpool": (dict(add_maxpool=True), PASSES),
+    "maxpool-and-norm": (dict(add_maxpool=True, norm_layer=nn.BatchNorm2d), PARTS),
 }
 
 

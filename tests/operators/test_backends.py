@@ -13,9 +13,9 @@ import se_fused
 from se_fused import backends
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-CONTRACT = ("unavailable", "squeeze", "rescale", "gate_gradient", "rescale_backward",
-            "squeeze_excite", "squeeze_excite_backward", "squeeze_max", "gate_gradient_max",
-            "rescale_backward_max")
+CONTRACT = ("unavailable", "reduce_forward", "apply_forward", "reduce_backward", "apply_backward",
+            "squeeze_excite", "squeeze_excite_backward")
+MIDDLE = ("merge_moments", "excite", "excite_backward")
 
 
 class Stub(SimpleNamespace):
@@ -24,15 +24,15 @@ class Stub(SimpleNamespace):
     OPERATORS = False
 
     def __init__(self, name, reason=None):
-        super().__init__(__name__=f"se_fused.backends.{name}", reason=reason, calls=0, asked=0)
+        super().__init__(name=name, reason=reason, calls=0, asked=0)
 
     def unavailable(self, device):
         self.asked += 1
         return self.reason
 
-    def squeeze(self, x):
+    def reduce_forward(self, x, *parts):
         self.calls += 1
-        return torch.full(x.shape[:2], 7.0)
+        return torch.full((1, *x.shape[:2]), 7.0)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def stubs(monkeypatch):
 
 def test_every_backend_keeps_the_contract(place):
     module = backends.load(place.backend)
-    assert all(callable(getattr(module, name)) for name in CONTRACT)
+    assert all(callable(getattr(module, name)) for name in CONTRACT + MIDDLE)
     assert isinstance(module.OPERATORS, bool)
     assert module.unavailable(torch.device(place.device)) is None
 
@@ -136,7 +136,7 @@ def test_named_backend_never_falls_back(stubs, name, how):
 def test_named_backend_runs_forward_and_backward(place, monkeypatch):
     """A forced backend computes the result itself: nothing else is called."""
     for name in set(backends.NAMES) - {place.backend}:
-        module = sys.modules.get(f"se_fused.backends.{name}")
+        module = sys.modules.get(f"se_fused.backends.{backends._MODULES[name]}")
         for function in CONTRACT[1:] if module else ():
             monkeypatch.setattr(module, function, None)
     inputs = make_inputs((2, 8, 5, 5), 4, place.device)
@@ -196,10 +196,10 @@ def test_report_of_an_impossible_request_is_no_traceback():
 def test_backends_agree(place):
     """All backends save the same z and g, so that a backward may run on another one."""
     inputs = make_inputs((3, 20, 7, 7), 6, place.device, torch.float64, act="gelu")
-    y, z, g = torch.ops.se_fused.squeeze_excite(*inputs.block)
+    y, _, z, g = torch.ops.se_fused.squeeze_excite(inputs.x, None, *inputs.block[1:], False)
     with se_fused.backend("eager"):
         gradients = torch.ops.se_fused.squeeze_excite_backward(
-            inputs.dy, inputs.x, z, g, *inputs.block[1:]
+            inputs.dy, inputs.x, None, z, g, *inputs.block[1:], False
         )
     exact = results(inputs, torch.float64)
     torch.testing.assert_close(y, block(*inputs.block), rtol=1e-13, atol=1e-13)

@@ -8,12 +8,13 @@ import threading
 import pytest
 import torch
 from block_functions import forward_backward
+from block_operators import OPERATORS, call
 from reference import check
 from shapes import DTYPES, make_inputs
 from torch.utils.data import DataLoader, Dataset
 
 import se_fused
-from se_fused import backends, ops
+from se_fused import backends
 
 CPU = torch.device("cpu")
 missing = backends.why_not("cpp", CPU)
@@ -25,24 +26,24 @@ pytestmark = pytest.mark.skipif(
 
 def test_torch_s_current_cuda_stream_is_found():
     """Every call on a GPU asks for it; the function is found without a GPU too."""
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("se_fused_cpp::squeeze", "CUDA"):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("se_fused::squeeze_excite.cpp", "CUDA"):
         pytest.skip("the extension was built without CUDA; .ci/run builds it with CUDA")
-    assert torch.ops.se_fused_cpp.finds_cuda_stream() == (torch.version.cuda is not None)
+    assert torch.ops.se_fused.finds_cuda_stream() == (torch.version.cuda is not None)
 
 
 def test_what_has_no_cuda_kernel_is_pytorch_s():
     """Of tensors that are not the CPU's; their values are plain PyTorch's, tested as eager."""
-    cpp = ops.backends.load("cpp")
-    planes, m2, p1, vector = (torch.empty(s, device="meta") for s in ((3, 5), (3, 5), (3, 2), 5))
-    w1, w2 = p1.new_empty(2, 5), p1.new_empty(5, 2)
+    cpp = backends.load("cpp")
+    x, g, vector = (torch.empty(size, device="meta") for size in ((3, 5, 7), (3, 5), 5))
     norm = vector, vector, vector
-    center, var = cpp.merge_moments(planes, m2, 7)
-    assert center.shape == var.shape == (5,)
-    z, p1, g = cpp.norm_excite(planes, *norm, w1, None, w2, None, "silu", "sigmoid")
-    assert (z.shape, p1.shape, g.shape) == ((3, 5), (3, 2), (3, 5))
-    sums = planes.new_empty(2, 3, 5)
-    found = cpp.norm_excite_backward(sums, planes, *norm, p1, g, w1, w2, "silu", "sigmoid", 7)
-    assert [t.shape for t in found] == [(3, 2), (3, 2), (3, 5), (3, 5), (5,), (5,)]
+    assert cpp.reduce_forward(x, *norm, "silu", "mean").shape == (1, 3, 5)
+    assert cpp.reduce_forward(x, None, None, None, "identity", "moments").shape == (2, 3, 5)
+    y, mask = cpp.apply_forward(x, x, *norm, g, "silu", True)
+    assert (y.shape, mask.shape) == (x.shape, (15, 1))
+    sums, _ = cpp.reduce_backward(x, x, mask, *norm, None, None, "silu")
+    assert sums.shape == (5, 3, 5)
+    dx, dr = cpp.apply_backward(x, x, mask, *norm, g, g, None, None, None, None, "silu", True)
+    assert dx.shape == dr.shape == x.shape
 
 
 def python(code, *arguments, **environment):
@@ -79,9 +80,8 @@ def test_every_split_among_threads(threads, shape, hidden, count, layout):
     inputs = make_inputs(shape, hidden, "cpu", layout=layout)
     with se_fused.backend("cpp"):
         check(forward_backward(inputs), inputs)
-        check({"dg": ops.gate_gradient(inputs.dy, inputs.x)}, inputs)
-        _, m = ops.squeeze_max(inputs.x)
-        check({"m": m, "ties": ops.gate_gradient_max(inputs.dy, inputs.x, m)[1]}, inputs)
+        for operator in ("gate_gradient", "squeeze_max", "gate_gradient_max"):
+            check(call(operator, OPERATORS[operator].arguments(inputs)), inputs)
         inputs = make_inputs(shape, hidden, "cpu", layout=layout, squeeze="concat")
         check(forward_backward(inputs), inputs)
 
@@ -173,7 +173,14 @@ def test_two_python_threads_at_once():
 # A fork for each: the extension asks for its instruction set once.
 COMPARE = """
 import os, sys, torch, se_fused
-from se_fused.backends import cpp, eager
+from se_fused.backends import cpp, reference
+
+NO_NORM = None, None, None
+
+def same(name, *arguments):
+    found, expected = (getattr(backend, name)(*arguments) for backend in (cpp, reference))
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    return expected
 
 def compare():
     torch.manual_seed(0)
@@ -183,20 +190,15 @@ def compare():
             x, dy = (t.contiguous(memory_format=memory_format) for t in (x, dy))
             w = [torch.randn(n) * 0.3 for n in ((5, 37), (5,), (37, 5), (37,))]
             w = [t.to(torch.promote_types(dtype, torch.float32)) for t in w]
-            for found, expected in zip(cpp.squeeze_excite(x, *w, "silu", "sigmoid"),
-                                       eager.squeeze_excite(x, *w, "silu", "sigmoid")):
-                torch.testing.assert_close(found, expected)
-            torch.testing.assert_close(cpp.gate_gradient(dy, x), eager.gate_gradient(dy, x))
+            same("squeeze_excite", x, None, *w, "silu", "sigmoid", False)
+            same("reduce_backward", dy, x, None, *NO_NORM, None, None, "identity")
             x = x.round()
             x[0, 5:, 4, 3], x[1, :7, 8, 8], x[2, 3:] = torch.nan, torch.inf, -torch.inf
-            mean, m = eager.squeeze_max(x)
-            torch.testing.assert_close(cpp.squeeze_max(x), (mean, m), equal_nan=True)
-            torch.testing.assert_close(cpp.gate_gradient_max(dy, x, m),
-                                       eager.gate_gradient_max(dy, x, m), equal_nan=True)
-            values = torch.rand(3, 3, 37).to(m.dtype)
-            arguments = dy, x, values[0], values[1], m, values[2]
-            torch.testing.assert_close(cpp.rescale_backward_max(*arguments),
-                                       eager.rescale_backward_max(*arguments))
+            mean, m = same("reduce_forward", x, *NO_NORM, "identity", "max")
+            same("reduce_backward", dy, x, None, *NO_NORM, m, None, "identity")
+            g, grad_mean, grad_max = torch.rand(3, 3, 37).to(m.dtype)
+            same("apply_backward", dy, x, None, *NO_NORM, g, grad_mean, m, grad_max, None, None,
+                 "identity", False)
     return cpp.cpu_capability()
 
 for capability in sys.argv[1:]:
@@ -220,7 +222,7 @@ def test_instruction_sets_by_environment():
     assert list(found) == asked
     here = [capability for capability in asked if found[capability] == capability]
     assert here == asked[3 - len(here) : 3], "with one set, a processor has those below it"
-    assert ops.backends.load("cpp").cpu_capability() in here
+    assert backends.load("cpp").cpu_capability() in here
     for capability in set(asked) - set(here):
         assert "SE_FUSED_CPU_CAPABILITY must be avx512, avx2 or baseline" in found[capability]
         assert capability in found[capability].rpartition("baseline")[2]

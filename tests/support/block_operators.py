@@ -1,55 +1,107 @@
-"""The operators of the block: their arguments, their results by name, and their fakes."""
+"""Calls of the operators on a block: their arguments, their results by name, and their fakes."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import pytest
 import torch
-from reference import Inputs, results
+from reference import Inputs, check, results
+from rounding import acc_dtype
+from shapes import SHAPES, make_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-
-def _excitation(inputs: Inputs):
-    """z and g as the forward operator saves them."""
-    acc = torch.promote_types(inputs.x.dtype, torch.float32)
-    found = results(inputs, acc)
-    return found["z"], found["g"]
+HIDDEN = dict(SHAPES.values())
 
 
-def _squeeze_excite_backward(inputs):
-    z, g = _excitation(inputs)
-    return (inputs.dy, inputs.x, z, g, *inputs.block[1:])
+def _make(shape, device="cpu", dtype=torch.float32, **options) -> Inputs:
+    return make_inputs(shape, HIDDEN.get(shape, 3), device, dtype, **options)
 
 
-def _maximum(inputs):
-    return results(inputs, torch.promote_types(inputs.x.dtype, torch.float32))
+class Operator(NamedTuple):
+    """A choice of an operator's parts."""
+
+    name: str
+    arguments: Callable  # from inputs
+    # The names of the results; several names for a result [K, N, C], None for one of no elements.
+    results: tuple[str | tuple[str, ...] | None, ...]
+    make: Callable = _make  # inputs from shape, device, dtype and layout
+    check: Callable = check  # results, given inputs
+
+    def call(self, arguments, namespace=torch.ops.se_fused) -> dict[str, torch.Tensor]:
+        found = getattr(namespace, self.name)(*arguments)
+        named = {}
+        for name, result in zip(self.results, found if isinstance(found, tuple) else (found,)):
+            if name is None:
+                assert result.numel() == 0
+            elif isinstance(name, str):
+                named[name] = result
+            else:
+                assert len(result) == len(name)
+                named |= zip(name, result)
+        return named
 
 
-def _rescale_backward_max(inputs):
-    found = _maximum(inputs)
-    return inputs.dy, inputs.x, found["g"], found["mean"], found["m"], found["g"]
+NO_NORM = None, None, None
+PLAIN = *NO_NORM, "identity"
 
 
-# Arguments from inputs, and the names of the results in reference.results.
+def _found(inputs: Inputs, *names: str):
+    """What the oracle has, in the accumulator's dtype."""
+    found = results(inputs, acc_dtype(inputs.x.dtype))
+    return tuple(found[name] for name in names)
+
+
 OPERATORS = {
-    "squeeze": (lambda i: (i.x,), ("z",)),
-    "rescale": (lambda i: (i.x, _excitation(i)[1]), ("y",)),
-    "gate_gradient": (lambda i: (i.dy, i.x), ("dg",)),
-    "rescale_backward": (lambda i: (i.dy, i.x, _excitation(i)[1]), ("dy_times_g", "dg")),
-    "squeeze_max": (lambda i: (i.x,), ("mean", "m")),
-    "gate_gradient_max": (lambda i: (i.dy, i.x, _maximum(i)["m"]), ("dg", "ties")),
-    "rescale_backward_max": (_rescale_backward_max, ("dx_max",)),
-    "squeeze_excite": (lambda i: i.block, ("y", "z", "g")),
-    "squeeze_excite_backward": (_squeeze_excite_backward, ("dx", "dp1", "h", "dp2")),
-}
+    "squeeze": Operator("reduce_forward", lambda i: (i.x, *PLAIN, "mean"), (("z",),)),
+    "rescale": Operator(
+        "apply_forward", lambda i: (i.x, None, *NO_NORM, *_found(i, "g"), "identity", False),
+        ("y", None),
+    ),
+    "gate_gradient": Operator(
+        "reduce_backward", lambda i: (i.dy, i.x, None, *NO_NORM, None, None, "identity"),
+        (("dg",), None),
+    ),
+    "rescale_backward": Operator(
+        "reduce_backward",
+        lambda i: (i.dy, i.x, None, *NO_NORM, None, *_found(i, "g"), "identity"),
+        (("dg",), "dy_times_g"),
+    ),
+    "squeeze_max": Operator("reduce_forward", lambda i: (i.x, *PLAIN, "max"), (("mean", "m"),)),
+    "gate_gradient_max": Operator(
+        "reduce_backward",
+        lambda i: (i.dy, i.x, None, *NO_NORM, *_found(i, "m"), None, "identity"),
+        (("dg", "ties"), None),
+    ),
+    "rescale_backward_max": Operator(
+        "apply_backward",
+        lambda i: (
+            i.dy, i.x, None, *NO_NORM, *_found(i, "g", "mean", "m", "g"), None, None,
+            "identity", False,
+        ),
+        ("dx_max", None),
+    ),
+    "squeeze_excite": Operator(
+        "squeeze_excite", lambda i: (i.x, None, *i.block[1:], False), ("y", None, "z", "g")
+    ),
+    "squeeze_excite_backward": Operator(
+        "squeeze_excite_backward",
+        lambda i: (i.dy, i.x, None, *_found(i, "z", "g"), *i.block[1:], False),
+        ("dx", None, "dp1", "h", "dp2"),
+    ),
+}  # fmt: skip
 
 
 def call(operator: str, arguments, namespace=torch.ops.se_fused) -> dict[str, torch.Tensor]:
-    found = getattr(namespace, operator)(*arguments)
-    return dict(zip(OPERATORS[operator][1], found if isinstance(found, tuple) else (found,)))
+    return OPERATORS[operator].call(arguments, namespace)
 
 
 def within_nan(t: torch.Tensor, offset: int):
-    """The same dense tensor as a view into the middle of a buffer of NaN; and that buffer."""
+    """The same dense tensor as a view into the middle of a buffer of NaN, or of set bits; and that
+    buffer."""
+    if not t.is_floating_point():
+        buffer = t.new_full((t.numel() + 2 * offset,), 255)
+        return buffer[offset:-offset].view(t.shape).copy_(t), buffer
     buffer = t.new_full((t.numel() + 2 * offset + 64,), float("nan"))
     return buffer.as_strided(t.size(), t.stride(), offset).copy_(t), buffer
 
@@ -67,7 +119,7 @@ SIGNATURES = {
 }
 
 
-def check_fakes(call, operator, arguments, device, namespace, place):
+def check_fakes(operator, arguments, device, namespace, place):
     """Shapes, dtypes and layouts of fake results are those of the real ones."""
     if device == "fake-cpu" and place.backend == "triton" and not place.interpreted:
         pytest.skip("on a GPU, Triton takes no CPU tensors, fake ones neither; the rest runs")
@@ -79,8 +131,8 @@ def check_fakes(call, operator, arguments, device, namespace, place):
             else a
             for a in arguments
         ]
-        found = call(operator, fake, namespace)
-    for name, result in call(operator, arguments).items():
+        found = operator.call(fake, namespace)
+    for name, result in operator.call(arguments).items():
         assert found[name].device.type == kind
         expected = (result.shape, result.dtype, result.stride())
         assert (found[name].shape, found[name].dtype, found[name].stride()) == expected, name

@@ -62,9 +62,9 @@ def _block(number, dtype, layout, device):
 
 def block_operator_draws(number, dtype, layout, device) -> Iterator[tuple[str, Draw]]:
     inputs, *judged = _block(number, dtype, layout, device)
-    for operator, (arguments, _) in block_operators.OPERATORS.items():
-        found = block_operators.call(operator, arguments(inputs))
-        yield operator, Draw(found, *judged, acc_dtype(dtype))
+    for name, operator in block_operators.OPERATORS.items():
+        found = operator.call(operator.arguments(inputs))
+        yield name, Draw(found, *judged, acc_dtype(dtype))
 
 
 def block_function_draws(number, dtype, layout, device) -> Iterator[tuple[str, Draw]]:
@@ -76,19 +76,20 @@ def batch_norm_pass_draws(number, dtype, layout, device) -> Iterator[tuple[str, 
     shape, _ = shape_of(number, layout)
     variants = ({}, dict(residual=False, add=False), dict(relu=False, masked=False),
                 dict(train=False), dict(norm=False))  # fmt: skip
+    variant = turn(variants, number // 2)
+    act = turn(passes_reference.NORM_ACTS, number // 3) if variant.get("norm", True) else "identity"
     inputs = passes_reference.make_norm_inputs(
-        shape, device, dtype, layout=layout, act=turn(passes_reference.NORM_ACTS, number // 3),
-        **turn(variants, number // 2),
-    )  # fmt: skip
+        shape, device, dtype, layout=layout, act=act, **variant
+    )
     judged = (
         passes_reference.results(inputs, acc_dtype(dtype)),
         passes_reference.results(inputs, torch.float64),
         passes_reference.error_scales(inputs),
     )
-    for operator, (arguments, _) in passes_reference.OPERATORS.items():
-        found = passes_reference.call(operator, arguments(inputs))
+    for name, operator in passes_reference.OPERATORS.items():
+        found = operator.call(operator.arguments(inputs))
         found.pop("mask", None)
-        yield operator, Draw(found, *judged, acc_dtype(dtype))
+        yield f"{name} with norm", Draw(found, *judged, acc_dtype(dtype))
 
 
 def batch_norm_function_draws(number, dtype, layout, device) -> Iterator[tuple[str, Draw]]:

@@ -28,17 +28,17 @@ def assert_same(found: dict, expected: dict, rtol=1e-10):
         )
 
 
-# What runs the block: one operator, one function where the maximum is in the squeeze, or parts.
+# What runs the block: one operator, the four passes where the maximum is in the squeeze, or parts.
 WHOLE = ["squeeze_excite", "squeeze_excite_backward"]
-WITH_MAXIMUM = ["squeeze_max", "rescale", "gate_gradient_max", "rescale_backward_max"]
-PARTS = ["squeeze", "rescale", "rescale_backward"]
+PASSES = ["reduce_forward", "apply_forward", "reduce_backward", "apply_backward"]
+PARTS = PASSES[:3]
 
 
 class Count(torch.utils._python_dispatch.TorchDispatchMode):
     """How often each operator of ours is called."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace in ("se_fused", "se_fused_cpp"):
+        if func.namespace == "se_fused":
             self.__dict__.setdefault("called", []).append(func._opname)
         return func(*args, **(kwargs or {}))
 

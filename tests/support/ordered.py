@@ -11,7 +11,7 @@ from torch import nn
 from se_fused import fuse, replace_se
 
 # What a fused block and an SE module by itself call, in training.
-BLOCK = {"moments", "merge_moments", "norm_excite", "norm_rescale"}
+BLOCK = {"merge_moments", "excite"}
 SE = {"squeeze_excite"}
 WHOLE = BLOCK | SE
 

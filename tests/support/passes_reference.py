@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from block_operators import PLAIN, Operator
 from formulas import act, act_slope, exact, flat
-from reference import ACTS, per_channel, spatial_mean
+from reference import ACTS, per_channel, spatial_max, spatial_mean
 from rounding import acc_dtype, assert_right
 from shapes import LAYOUTS
 from torch import Tensor
@@ -27,7 +28,9 @@ class NormInputs(NamedTuple):
     scale: Tensor | None
     shift: Tensor | None
     g: Tensor
-    share: Tensor
+    grad_mean: Tensor | None
+    maximum: Tensor | None
+    grad_max: Tensor | None
     slope: Tensor | None
     offset: Tensor | None
     act: str = "identity"
@@ -37,27 +40,6 @@ class NormInputs(NamedTuple):
     @property
     def norm(self):
         return self.center, self.scale, self.shift
-
-
-# Arguments from inputs, and the names of the results in ``results``.
-OPERATORS = {
-    "moments": (lambda i: (i.x,), ("mean", "m2")),
-    "norm_squeeze": (lambda i: (i.x, *i.norm, i.act), ("z",)),
-    "norm_rescale": (lambda i: (i.x, i.residual, *i.norm, i.g, i.act, i.relu), ("y", "mask")),
-    "norm_sums": (lambda i: (i.dy, i.x, i.mask, *i.norm, i.act), ("sums",)),
-    "norm_rescale_backward": (
-        lambda i: (
-            i.dy, i.x, i.mask, *i.norm, i.g, i.share, i.slope, i.offset, i.act, i.add
-        ),
-        ("dx", "dr"),
-    ),
-}  # fmt: skip
-LIKE_X = ("y", "dx", "dr")
-
-
-def call(operator: str, arguments, namespace=torch.ops.se_fused) -> dict[str, Tensor]:
-    found = getattr(namespace, operator)(*arguments)
-    return dict(zip(OPERATORS[operator][1], found if isinstance(found, tuple) else (found,)))
 
 
 def make_norm_inputs(
@@ -70,10 +52,12 @@ def make_norm_inputs(
     residual: bool = True,
     masked: bool = True,
     train: bool = True,
+    mean: bool = True,
+    maximum: bool = False,
     **rest,
 ) -> NormInputs:
     """Random inputs. ``masked``: the gradient comes through a ReLU; ``train``: through the
-    statistics of the batch."""
+    statistics of the batch; ``mean``, ``maximum``: through those of the squeeze."""
     samples, channels = shape[:2]
     acc = torch.promote_types(dtype, torch.float32)
 
@@ -82,6 +66,8 @@ def make_norm_inputs(
 
     offsets = torch.randn(shape[:2] + (1,) * (len(shape) - 2), dtype=torch.float64)
     x = (torch.randn(shape, dtype=torch.float64) + offsets).to(dtype).to(device)
+    if maximum:  # equal ones among them
+        x = (2 * x).round() / 2
     x, dy, other = (LAYOUTS[layout](t) for t in (x, draw(*shape, to=dtype), draw(*shape, to=dtype)))
     return NormInputs(
         x,
@@ -90,7 +76,8 @@ def make_norm_inputs(
         pack(torch.rand(shape, device=device) < 0.6, x) if masked else None,
         *((draw(channels) for _ in range(3)) if norm else (None, None, None)),
         torch.sigmoid(draw(samples, channels)),
-        draw(samples, channels, scale=0.1),
+        draw(samples, channels, scale=0.1) if mean else None,
+        *((spatial_max(x).to(acc), draw(samples, channels)) if maximum else (None, None)),
         *((draw(channels, scale=0.1) for _ in range(2)) if norm and train else (None, None)),
         **rest,
     )
@@ -129,7 +116,7 @@ def results(inputs: NormInputs, dtype: torch.dtype) -> dict[str, Tensor]:
         return None if t is None else t.to(dtype)
 
     x, residual, dy = wide(inputs.x), wide(inputs.residual), wide(inputs.dy)
-    g, share = (per_channel(wide(t), x) for t in (inputs.g, inputs.share))
+    g = per_channel(wide(inputs.g), x)
     centered, scale, u = x, 1, x
     if inputs.center is not None:
         center, scale, shift = (per_channel(wide(t)[None], x) for t in inputs.norm)
@@ -142,10 +129,17 @@ def results(inputs: NormInputs, dtype: torch.dtype) -> dict[str, Tensor]:
     mean = spatial_mean(x)
     p = v * g if residual is None else v * g + residual
     q = dy if inputs.mask is None else torch.where(unpack(inputs.mask, inputs.x), dy, 0)
-    terms = (q * d, q * d * centered)
+    terms = (q * d, q * d * centered) if inputs.center is not None else (q * x,)
     if inputs.act != "identity":
         terms += (q * v, d, d * centered)
-    dx = (q * g + share) * scale * d
+    dv = q * g
+    if inputs.grad_mean is not None:
+        dv = dv + per_channel(wide(inputs.grad_mean), x)
+    if inputs.maximum is not None:
+        at_maximum = (x == per_channel(wide(inputs.maximum), x)).to(dtype)
+        terms += (at_maximum,)
+        dv = dv + at_maximum * per_channel(wide(inputs.grad_max), x)
+    dx = dv * scale * d
     if inputs.slope is not None:
         slope, offset = (per_channel(wide(t)[None], x) for t in (inputs.slope, inputs.offset))
         dx = dx + centered * slope + offset
@@ -169,7 +163,7 @@ def error_scales(inputs: NormInputs) -> dict[str, Tensor]:
     """Of ``results`` in float64, maps as [N, C, M]."""
     eps = torch.finfo(acc_dtype(inputs.x.dtype)).eps
     x, dy = flat(inputs.x), flat(inputs.dy)
-    g, share = exact(inputs.g)[..., None], exact(inputs.share)[..., None]
+    g = exact(inputs.g)[..., None]
     centered = u = x
     if inputs.center is not None:
         center, scale, shift = (exact(t)[:, None] for t in inputs.norm)
@@ -180,10 +174,17 @@ def error_scales(inputs: NormInputs) -> dict[str, Tensor]:
     if inputs.residual is not None:
         p = p + flat(inputs.residual)
     q = dy if inputs.mask is None else dy * flat(unpack(inputs.mask, inputs.x))
-    terms = [q * d, q * d * centered]
+    terms = [q * d, q * d * centered] if inputs.center is not None else [q * x]
     if inputs.act != "identity":
         terms += [q * v, d, d * centered]
-    dx = (q * g + share) * d
+    dv = q * g
+    if inputs.grad_mean is not None:
+        dv = dv + exact(inputs.grad_mean)[..., None]
+    if inputs.maximum is not None:
+        at_maximum = exact((x.value == exact(inputs.maximum).value[..., None]).double())
+        terms += [at_maximum]
+        dv = dv + at_maximum * exact(inputs.grad_max)[..., None]
+    dx = dv * d
     if inputs.center is not None:
         dx = dx * scale
     if inputs.slope is not None:
@@ -205,3 +206,28 @@ def check(found: dict[str, Tensor], inputs: NormInputs):
             assert torch.equal(unpack(result, inputs.x), ~(found["y"] <= 0)), "mask"
         else:
             assert result.numel() == 0
+
+
+def _operator(*parts) -> Operator:
+    return Operator(*parts, make_norm_inputs, check)
+
+
+OPERATORS = {
+    "moments": _operator("reduce_forward", lambda i: (i.x, *PLAIN, "moments"), (("mean", "m2"),)),
+    "squeeze": _operator("reduce_forward", lambda i: (i.x, *i.norm, i.act, "mean"), (("z",),)),
+    "rescale": _operator(
+        "apply_forward", lambda i: (i.x, i.residual, *i.norm, i.g, i.act, i.relu), ("y", "mask")
+    ),
+    "sums": _operator(
+        "reduce_backward", lambda i: (i.dy, i.x, i.mask, *i.norm, i.maximum, None, i.act),
+        ("sums", None),
+    ),
+    "gradient": _operator(
+        "apply_backward",
+        lambda i: (
+            i.dy, i.x, i.mask, *i.norm, i.g, i.grad_mean, i.maximum, i.grad_max, i.slope,
+            i.offset, i.act, i.add,
+        ),
+        ("dx", "dr"),
+    ),
+}  # fmt: skip

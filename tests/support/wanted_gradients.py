@@ -9,7 +9,8 @@ BLOCK = ("x", "w1", "b1", "w2", "b2")
 
 
 class Computed(TorchDispatchMode):
-    """The operators called inside, views apart: their ``names`` and the ``shapes`` of results."""
+    """The operators called inside, views apart: their ``names`` and the ``shapes`` of results, of
+    one sum [1, N, C] that of the sum."""
 
     def __init__(self):
         super().__init__()
@@ -19,7 +20,8 @@ class Computed(TorchDispatchMode):
         result = operator(*args, **(kwargs or {}))
         if not operator.is_view:
             self.names.append(operator.overloadpacket.__name__)
-            self.shapes += [t.shape for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+            found = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+            self.shapes += [t.shape[t.dim() == 3 and len(t) == 1 :] for t in found]
         return result
 
 

@@ -47,8 +47,8 @@ def test_same_function(example, layout):
             # PyTorch's own hardsigmoid has a float32 1/6 in its float64 gradient.
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
         if fused.se.__se_fused__.swapped_squeeze == "avg_max":
-            assert count.called[0] == "squeeze_max"
-        kind = "squeeze_excite" if example.whole else "rescale"
+            assert count.called[0] == "reduce_forward"
+        kind = "squeeze_excite" if example.whole else "apply_forward"
         assert kind in count.called and ("squeeze_excite" in count.called) == example.whole
         assert found[0].stride() == expected[0].stride()
 

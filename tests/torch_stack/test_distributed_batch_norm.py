@@ -176,7 +176,8 @@ def of_a_group_of_one(rank: int) -> dict:
     for group in (groups[rank], None):
         inputs = inputs_of("3-and-2-samples")
         tensors = {n: getattr(inputs, n) for n in (*TENSORS, *RUNNING)}
-        found.append(functional.batch_norm_squeeze_excite(**tensors, training=True, process_group=group))
+        y = functional.batch_norm_squeeze_excite(**tensors, training=True, process_group=group)
+        found.append(y)
     return {"equal": torch.equal(*found)}
 
 

@@ -90,7 +90,7 @@ def test_surgery_again_is_that_of_a_changed_model(name):
 def test_order_in_eval_mode(name, order):
     action, *reasons = IN_EVAL_MODE[name]
     net, plain, left = changed(name, order, action)
-    whole = {"norm_excite", "norm_rescale"} | SE
+    whole = {"excite"} | SE
     check(name, reasons[order == "after"], net.eval(), plain.eval(), left, whole)
 
 

@@ -1,4 +1,4 @@
-"""What lies between the passes of a block with BatchNorm: on every backend, float64 against
+"""What lies between the passes: on every backend, float64 against
 autograd through a map, float32 against float64."""
 
 from typing import NamedTuple
@@ -6,13 +6,14 @@ from typing import NamedTuple
 import formulas
 import pytest
 import torch
-from block_operators import check_fakes
+from block_operators import Operator, check_fakes
 from formulas import ACTS, GATES
 from pairwise import each_pair
 from rounding import assert_right
 from torch import Tensor
 
-from se_fused import between, ops
+from se_fused import ops
+from se_fused.backends import reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
@@ -27,8 +28,8 @@ SIZES = {  # samples, channels, hidden width
 BLOCKS = {"no-norm": (False, "identity"), "norm": (True, "identity"), "norm-silu": (True, "silu")}
 RESULTS = {
     "merge_moments": ("center", "var"),
-    "norm_excite": ("z", "p1", "g"),
-    "norm_excite_backward": ("dp1", "h", "dp2", "share", "of_shift", "of_scale"),
+    "excite": ("z", "p1", "g"),
+    "excite_backward": ("dp1", "h", "dp2", "grad_mean", "grad_shift", "grad_scale"),
 }
 
 each_operator = pytest.mark.parametrize("operator", RESULTS)
@@ -68,28 +69,30 @@ def make_case(size, norm=True, norm_act="identity", act="relu", gate="sigmoid", 
     g = GATES[gate](p2)
     sources = {"dp1": p1, "dp2": p2, "dz": z}
     if norm:
-        sources |= {"of_shift": shift, "of_scale": scale}
+        sources |= {"grad_shift": shift, "grad_scale": scale}
     found = torch.autograd.grad((v * g[:, :, None] * dy).sum(), sources.values(), retain_graph=True)
     squeezed = norm_act != "identity" or not norm  # z is given
     exact = dict(zip(sources, found)) | {"p1": p1, "g": g, "h": h}
     exact["z"] = z.new_empty(0) if squeezed else z
-    exact["share"] = exact.pop("dz") / POSITIONS
-    for name in ("of_shift", "of_scale"):
+    exact["grad_mean"] = exact.pop("dz") / POSITIONS
+    for name in ("grad_shift", "grad_scale"):
         exact.setdefault(name, z.new_empty(0))
     mean = x.mean(2)
     exact |= {"center": x.mean((0, 2)), "var": x.var((0, 2), correction=0)}
 
     [slope] = torch.autograd.grad(v.sum(), u)
-    terms = (dy * slope, dy * slope * centered)
+    terms = (dy * slope, dy * slope * centered) if norm else (dy * x,)
     if norm_act != "identity":
         terms += (dy * v, slope, slope * centered)
     planes, own_norm = (z, (None,) * 3) if squeezed else (mean, (center, scale, shift))
     sums = torch.stack([term.sum(2) for term in terms])
     weights = shape(w1), b1, shape(w2), b2
     arguments = {
-        "merge_moments": (mean, (x - mean[:, :, None]).square().sum(2), POSITIONS),
-        "norm_excite": (planes, *own_norm, *weights, act, gate),
-        "norm_excite_backward": (
+        "merge_moments": (
+            torch.stack([mean, (x - mean[:, :, None]).square().sum(2)]), POSITIONS
+        ),
+        "excite": (planes, *own_norm, *weights, act, gate),
+        "excite_backward": (
             sums, planes, center, scale, shift, p1, g, *weights[::2], act, gate, POSITIONS
         ),
     }  # fmt: skip
@@ -105,8 +108,8 @@ def in_dtype(arguments, dtype):
     return tuple(a.to(dtype) if isinstance(a, Tensor) else a for a in arguments)
 
 
-def call(operator: str, arguments, namespace=torch.ops.se_fused) -> dict[str, Tensor]:
-    return dict(zip(RESULTS[operator], getattr(namespace, operator)(*arguments)))
+def call(operator: str, arguments) -> dict[str, Tensor]:
+    return Operator(operator, None, RESULTS[operator]).call(arguments)
 
 
 def check_float64(case: Case, operator: str):
@@ -143,51 +146,56 @@ def error_scales(operator: str, arguments) -> dict[str, Tensor]:
     return {name: rounded.scale for name, rounded in found.items()}
 
 
-def _merge_moments(planes, m2, positions, eps):
-    center = planes.mean(0)
-    apart = planes - center
+def _merge_moments(moments, positions, eps):
+    mean, m2 = moments[0], moments[1]
+    center = mean.mean(0)
+    apart = mean - center
     squares = m2 + apart * apart * positions
     return {"center": center, "var": squares.mean(0) * (1 / positions)}
 
 
-def _norm_excite(planes, center, scale, shift, w1, b1, w2, b2, act, gate, eps):
-    z = planes if center is None else (planes - center) * scale + shift
+def _excite(mean, center, scale, shift, w1, b1, w2, b2, act, gate, eps):
+    z = mean if center is None else (mean - center) * scale + shift
     return {"z": z, **formulas.excite(z, w1, b1, w2, b2, act, gate, eps)}
 
 
-def _norm_excite_backward(
-    sums, planes, center, scale, shift, p1, g, w1, w2, act, gate, positions, eps
+def _excite_backward(
+    sums, mean, center, scale, shift, p1, g, w1, w2, act, gate, positions, eps
 ):
     is_identity = sums.value.shape[0] == 2
-    dg = sums[1] if is_identity else sums[2]
-    if is_identity and center is not None:
-        dg = sums[0] * shift + sums[1] * scale
+    if center is None:
+        dg = sums[0]
+    else:
+        dg = sums[0] * shift + sums[1] * scale if is_identity else sums[2]
     found = formulas.excitation_gradient(dg, p1, g, w1, w2, act, gate, eps)
-    found |= {"h": formulas.act(act, p1, eps), "share": found["dz"] * (1 / positions)}
+    found |= {"h": formulas.act(act, p1, eps), "grad_mean": found["dz"] * (1 / positions)}
     if center is None:
         return found
-    dz, share = found["dz"], found["share"]
-    by_squeeze = (dz, dz * (planes - center)) if is_identity else (sums[3] * share, sums[4] * share)
+    dz, grad_mean = found["dz"], found["grad_mean"]
+    if is_identity:
+        by_squeeze = dz, dz * (mean - center)
+    else:
+        by_squeeze = sums[3] * grad_mean, sums[4] * grad_mean
     return found | {
-        "of_shift": (by_squeeze[0] + g * sums[0]).sum(0),
-        "of_scale": (by_squeeze[1] + g * sums[1]).sum(0),
+        "grad_shift": (by_squeeze[0] + g * sums[0]).sum(0),
+        "grad_scale": (by_squeeze[1] + g * sums[1]).sum(0),
     }
 
 
 _ROUNDED = {
     "merge_moments": _merge_moments,
-    "norm_excite": _norm_excite,
-    "norm_excite_backward": _norm_excite_backward,
+    "excite": _excite,
+    "excite_backward": _excite_backward,
 }
 
 
 ARGUMENT_NAMES = {
-    "merge_moments": ("planes", "m2", "positions"),
-    "norm_excite": (
-        "planes", "center", "scale", "shift", "w1", "b1", "w2", "b2", "act", "gate"
+    "merge_moments": ("moments", "positions"),
+    "excite": (
+        "mean", "center", "scale", "shift", "w1", "b1", "w2", "b2", "act", "gate"
     ),
-    "norm_excite_backward": (
-        "sums", "planes", "center", "scale", "shift", "p1", "g", "w1", "w2", "act", "gate",
+    "excite_backward": (
+        "sums", "mean", "center", "scale", "shift", "p1", "g", "w1", "w2", "act", "gate",
         "positions",
     ),
 }  # fmt: skip
@@ -203,18 +211,18 @@ def test_float32(place, operator, size, block):
     check_float32(make_case(size, *block, device=place.device), operator)
 
 
-@each_pair(operator=("norm_excite", "norm_excite_backward"), act=[*ACTS], gate=[*GATES])
+@each_pair(operator=("excite", "excite_backward"), act=[*ACTS], gate=[*GATES])
 def test_every_activation(place, operator, act, gate):
     check_float64(make_case((3, 19, 5), act=act, gate=gate, device=place.device), operator)
 
 
-@pytest.mark.parametrize("operator", ["norm_excite", "norm_excite_backward"])
+@pytest.mark.parametrize("operator", ["excite", "excite_backward"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_16_bit_weights(place, operator, dtype):
     check_float32(make_case((3, 19, 5), device=place.device), operator, dtype)
 
 
-@pytest.mark.parametrize("operator", ["norm_excite", "norm_excite_backward"])
+@pytest.mark.parametrize("operator", ["excite", "excite_backward"])
 def test_weights_of_convolutions_in_any_stride_and_no_biases(place, operator):
     def strided(w):
         return w.t().contiguous().t()[..., None, None]
@@ -224,10 +232,10 @@ def test_weights_of_convolutions_in_any_stride_and_no_biases(place, operator):
 
 
 def test_moments_of_means_much_larger_than_their_differences(place):
-    planes = 1e4 + torch.randn(7, 5, dtype=torch.float64)
+    mean = 1e4 + torch.randn(7, 5, dtype=torch.float64)
     m2 = torch.rand(7, 5, dtype=torch.float64)
-    arguments = (planes.float().to(place.device), m2.float().to(place.device), POSITIONS)
-    exact = between.merge_moments(*in_dtype(arguments, torch.float64))
+    arguments = torch.stack([mean, m2]).float().to(place.device), POSITIONS
+    exact = reference.merge_moments(*in_dtype(arguments, torch.float64))
     found = torch.ops.se_fused.merge_moments(*arguments)
     torch.testing.assert_close(found[0].double(), exact[0], rtol=1e-7, atol=0)
     torch.testing.assert_close(found[1].double(), exact[1], rtol=1e-3, atol=0)
@@ -239,7 +247,7 @@ def test_moments_of_means_much_larger_than_their_differences(place):
 @each_block
 def test_fake_results_agree_with_real_ones(place, operator, device, namespace, norm, norm_act):
     arguments = make_case((3, 19, 5), norm, norm_act, device=place.device).arguments[operator]
-    check_fakes(call, operator, arguments, device, namespace, place)
+    check_fakes(Operator(operator, None, RESULTS[operator]), arguments, device, namespace, place)
 
 
 @each_operator
