@@ -104,7 +104,7 @@ class ReplacedSE(ClassSwapped, FusedSE):
         return members
 
 
-class Never(NamedTuple):
+class NeverFused(NamedTuple):
     """The guard of a module that runs its library's forward, and why."""
 
     reason: str
@@ -123,7 +123,7 @@ def _look_again(module: nn.Module, kind: type[ReplacedSE]):
     try:
         form = verify(module, kind, form.paths)
     except NotFusible as reason:
-        form = form._replace(guard=Never(f"after loading: {reason}"))
+        form = form._replace(guard=NeverFused(f"after loading: {reason}"))
     _change_class(module, swapped)
     module.__dict__["__se_fused__"] = form
 
