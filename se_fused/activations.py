@@ -101,7 +101,7 @@ ARGUMENTS = {
     "LeakyReLU": {"negative_slope": LEAKY_SLOPE},
     "GELU": {"approximate": "none"},
 }
-# Spellings in use elsewhere (timm's create_act_layer among them).
+# Other spellings in use.
 _ALIASES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
 _BY_NAME = {name: cls for cls, name in _MODULES.items()}
 

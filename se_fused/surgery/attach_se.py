@@ -82,9 +82,9 @@ def is_sequential(module: nn.Module) -> bool:
 
 
 class Attachments:
-    """The attachments of some sites in a model, and the classes that their blocks get.
+    """How SE is attached at some sites of a model, and the classes that their blocks get.
 
-    Raises ValueError for a site that cannot have SE; nothing is changed before ``fill``.
+    Raises ValueError for a site that cannot have SE; nothing is changed before ``attach``.
     """
 
     def __init__(self, model: nn.Module, sites: list[Site], argument: str):
@@ -95,21 +95,21 @@ class Attachments:
                 self.owners.setdefault(child, []).append((parent, name))
         self.argument = argument
         self.taken: set[tuple[nn.Module, str]] = set()
-        self.attachments = [self._attachment(model, site) for site in sites]
+        self.attachments = [self._attachment_for(model, site) for site in sites]
         insertions: dict[nn.Module, list[Insertion]] = {}
         for attachment in self.attachments:
             if isinstance(attachment, InBlock):
                 insertions.setdefault(attachment.parent, []).append(attachment.insertion)
         self.classes = {parent: self._class(parent, of) for parent, of in insertions.items()}
 
-    def fill(self, blocks: Iterable[FusedSE]):
+    def attach(self, blocks: Iterable[FusedSE]):
         for attachment, se in zip(self.attachments, blocks):
             setattr(se, MARK, True)
             attachment.put(se)
         for parent, cls in self.classes.items():
             parent.__class__ = cls
 
-    def _attachment(self, model: nn.Module, site: Site) -> Attachment:
+    def _attachment_for(self, model: nn.Module, site: Site) -> Attachment:
         if site.layer is None:
             return OnIdentity(model.get_submodule(site.block), site.attribute)
         if is_block(site.layer) and not site.before:

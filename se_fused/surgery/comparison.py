@@ -5,6 +5,7 @@ import random
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
-from se_fused.surgery.report import is_verifying
+from se_fused.surgery.attribute_reads import SavedContainers
+from se_fused.surgery.report import NotFusible, is_verifying
 from se_fused.tracing import plain_operators
 
 # Of several threads: random states and the hooks of all modules are one for all of them.
@@ -21,7 +23,7 @@ _one_at_a_time = threading.RLock()
 
 
 @contextmanager
-def verifying():
+def undisturbed():
     """PyTorch's own operators, with gradients, without hooks on all modules' forward, in silence;
     random states are put back if something drew."""
     with _one_at_a_time:
@@ -34,6 +36,39 @@ def verifying():
             is_verifying.reset(token)
             if RandomStates.now() != before:
                 before.restore()
+
+
+@contextmanager
+def verifying(module: nn.Module, what: str):
+    """Undisturbed; raises NotFusible for all that is raised in it, and where the forwards in the
+    module change lists, dicts or sets outside of it, which are put back."""
+    saved, reason = SavedContainers(module), None
+    try:
+        with undisturbed():
+            yield
+    except NotFusible as error:
+        reason = str(error)
+    except Exception as error:  # whatever a library's code raises
+        reason = f"{what} could not be tried: {first_line(error)}"
+    finally:
+        changed = saved.put_back()
+    if changed is not None:
+        whose = "its" if what == "it" else f"{what}'s"
+        reason = f"{whose} forward changes {changed}"
+    if reason is not None:
+        raise NotFusible(reason)
+
+
+def once(results: dict, key, function: Callable, *arguments):
+    """What a function returns, or the NotFusible that it raises; called once for a key."""
+    if key not in results:
+        try:
+            results[key] = function(*arguments)
+        except NotFusible as reason:
+            results[key] = NotFusible(str(reason))  # without the frames of its traceback
+    if isinstance(results[key], NotFusible):
+        raise NotFusible(str(results[key]))
+    return results[key]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from se_fused.surgery.candidates import (
     lazy_layer,
     named_modules,
 )
-from se_fused.surgery.comparison import description, first_line, verifying
+from se_fused.surgery.comparison import description, first_line, once, undisturbed
 from se_fused.surgery.observed_run import ObservedRun, by, squeezes
 from se_fused.surgery.random_copies import bare_copy, generator, randomise
 from se_fused.surgery.registry import BY_CLASS, MBCONV, NOT_FUSIBLE, Family
@@ -29,8 +29,6 @@ _POOLS = {
     2: (nn.AvgPool2d, nn.AdaptiveAvgPool2d),
     3: (nn.AvgPool3d, nn.AdaptiveAvgPool3d),
 }
-
-
 _NAMES = {path.rpartition(".")[2] for path in (*BY_CLASS, *NOT_FUSIBLE)}
 
 
@@ -65,7 +63,7 @@ def _has_layers(module: nn.Module, paths: LayerPaths) -> bool:
 def find_by_layers(module: nn.Module, verified: dict) -> Family | None:
     """The form of a module that squeezes a map; None for one that is no SE.
 
-    Raises NotFusible with the reason for one that squeezes, or pools, and cannot be swapped.
+    Raises NotFusible with the reason for one that squeezes, or pools, and cannot be replaced.
 
     verified: what was found in other modules, to which this one is added.
     """
@@ -73,35 +71,33 @@ def find_by_layers(module: nn.Module, verified: dict) -> Family | None:
         return MBCONV
     for candidate in candidates(module):
         try:
-            key = "recognised", type(module), description(module), candidate.fc1
+            key = "paths", type(module), description(module), candidate.fc1
         except Exception as error:  # whatever a library's code raises
             if candidate.paths is None:
                 continue
             raise NotFusible(f"it cannot be described: {first_line(error)}") from error
-        if key not in verified:
-            verified[key] = _found(module, candidate)
-        if isinstance(verified[key], str):
-            raise NotFusible(verified[key])
-        if verified[key] is not None:
-            return Family((), verified[key])
+        paths = once(verified, key, _paths, module, candidate)
+        if paths is not None:
+            return Family((), paths)
     return None
 
 
-def _found(module: nn.Module, candidate: Candidate) -> LayerPaths | str | None:
-    """Where SE has its layers, or why a module is left; None for no SE."""
+def _paths(module: nn.Module, candidate: Candidate) -> LayerPaths | None:
+    """Where SE has its layers; None for no SE."""
     if not _takes_one_argument(module):
         return None
-    pools, outside = _pools(module), SavedContainers(module)
+    pools, saved = _pools(module), SavedContainers(module)
     try:
-        with verifying(), torch.no_grad():
+        with undisturbed(), torch.no_grad():
             return _by_runs(module, candidate, pools)
-    except NotFusible as reason:
-        return str(reason)
+    except NotFusible:
+        raise
     except Exception as error:  # whatever a library's code raises
-        unknown = f"it could not be tried: {first_line(error)}" if pools else None
-        return candidate.paths or unknown
+        if pools and candidate.paths is None:
+            raise NotFusible(f"it could not be tried: {first_line(error)}") from error
+        return candidate.paths
     finally:
-        outside.put_back()
+        saved.put_back()
 
 
 def _takes_one_argument(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from se_fused.surgery.comparison import first_line
 from se_fused.surgery.fused_block import FusedBlock, fuse_block, unfuse_block
 from se_fused.surgery.graph import containers, sharing_copy, trace
 from se_fused.surgery.pattern import Match, NeedsOuterBlock, check_se, find
-from se_fused.surgery.report import Entry, Fused, NotFusible, Report, path_of
+from se_fused.surgery.report import Entry, Fused, NotFusible, Report, check_model, path_of
 
 
 def fuse(model: nn.Module, *, example_inputs=None) -> Report:
@@ -48,7 +48,7 @@ def fuse(model: nn.Module, *, example_inputs=None) -> Report:
     Raises:
         TypeError: model is no module; whatever the model raises with ``example_inputs``.
     """
-    _check_model(model)
+    check_model(model)
     search = _Search(model, {} if example_inputs is None else _recorded(model, example_inputs))
     for name, module in search.modules.items():
         if isinstance(module, FusedSE):
@@ -115,11 +115,11 @@ class _Search:
         for block in _around(name):
             try:
                 match = self._match(block, name)
-            except NeedsOuterBlock as outside:
-                reason = outside
+            except NeedsOuterBlock as needed:
+                reason = needed
                 continue
-            except NotFusible as left:
-                reason = left
+            except NotFusible as blocker:
+                reason = blocker
                 break
             if len(match.covers) > len(most):
                 best, most = block, match.covers
@@ -141,8 +141,8 @@ class _Search:
         for twin, graph in found:
             try:
                 return find(twin, graph, _inside(block, name))
-            except NotFusible as left:
-                reason = reason or left
+            except NotFusible as blocker:
+                reason = reason or blocker
         raise reason
 
     def fuse(self) -> Report:
@@ -191,10 +191,10 @@ def _traced(block: nn.Module) -> list[_Traced] | NotFusible:
             twin = sharing_copy(block)
             try:
                 found.append(_Traced(twin, trace(twin, containers(twin), call_form)))
-            except NotFusible as left:
-                reason = reason or left
-    except NotFusible as left:
-        reason = left
+            except NotFusible as blocker:
+                reason = reason or blocker
+    except NotFusible as blocker:
+        reason = blocker
     except Exception as error:  # whatever a library's classes raise
         reason = NotFusible(f"its block could not be looked at: {first_line(error)}")
     return found or reason
@@ -221,7 +221,7 @@ def unfuse(model: nn.Module) -> Report:
         A report of the blocks restored (as ``replaced``) and of those left, which were wrapped
         after ``fuse`` (FSDP).
     """
-    _check_model(model)
+    check_model(model)
     report = Report("unfused")
     for name, module in model.named_modules():
         if not isinstance(module, FusedBlock):
@@ -236,8 +236,3 @@ def unfuse(model: nn.Module) -> Report:
             entry = Fused(name or "(model)", path_of(type(module)), "")
             report.replaced += [entry._replace(covers=c) for c in fusion.covers.values()]
     return report
-
-
-def _check_model(model: nn.Module):
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

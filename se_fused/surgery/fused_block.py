@@ -40,12 +40,12 @@ class FusedBlock(ClassSwapped):
             library.__setstate__(block, state)
             fusion = block.__fusion__
             if fusion is not None and fusion.calls is None:  # the class may be another here
-                _look_again(block)
+                _fuse_again(block)
 
         return {"forward": with_source_of(library.forward, run), "__setstate__": restore}
 
 
-def _look_again(block: FusedBlock):
+def _fuse_again(block: FusedBlock):
     fusion = unfuse_block(block)
     try:
         fuse_block(block, fusion.names)

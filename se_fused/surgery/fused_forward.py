@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from se_fused.modules.layers import has_hooks
 from se_fused.surgery.call_forms import FusedCalls, Signature
-from se_fused.surgery.comparison import description, first_line
+from se_fused.surgery.comparison import description, first_line, once
 from se_fused.surgery.fused_end import fused_end, synchronised_or_not
 from se_fused.surgery.graph import containers, sharing_copy, trace
 from se_fused.surgery.guard import Guard, guard_of
@@ -67,10 +67,7 @@ def build(
             alike = [g for g in seen if (*g,) == call_form]
             shapes = [[tuple(t.shape) for t in given.values()] for given in alike]
             key = guard.signature, names, call_form, code, description(block), repr(shapes)
-            if key not in verified:
-                verified[key] = _reason_against(block, call_form, function, alike)
-            if verified[key] is not None:
-                raise NotFusible(verified[key])
+            once(verified, key, verify_block, block, call_form, function, alike)
         except NotFusible as reason:
             reasons.append(reason)
             continue
@@ -83,14 +80,6 @@ def build(
         raise reasons[0]
     fusion.calls = FusedCalls(signature, functions)
     return fusion
-
-
-def _reason_against(block: nn.Module, *arguments) -> str | None:
-    try:
-        verify_block(block, *arguments)
-    except NotFusible as reason:
-        return str(reason)
-    return None
 
 
 def _seen(signature: Signature, examples: list[tuple]) -> list[dict]:
@@ -125,25 +114,20 @@ def _around(matches: Iterable[Match]) -> list[str]:
     return sorted(parents)
 
 
-def blocker(module: nn.Module) -> str | None:
-    """Why a call of a module is more than its class's forward."""
-    if has_hooks(module):
-        return "has hooks"
-    if "forward" in vars(module):
-        return "has a patched forward"
-    return None
-
-
 def _check_modules(block: nn.Module, opened: list[str], matches: list[Match]):
     for name in ["", *opened, *(name for match in matches for name in match.modules)]:
         module = block.get_submodule(name)
-        reason = blocker(module)
         if parametrize.is_parametrized(module):
-            reason = "is parametrized"
+            blocker = "is parametrized"
         elif name in opened and "__fusion__" in vars(module):
-            reason = "is fused by itself"
-        if reason is not None:
-            raise NotFusible(f"{name or 'its block'} {reason}")
+            blocker = "is fused by itself"
+        elif has_hooks(module):
+            blocker = "has hooks"
+        elif "forward" in vars(module):
+            blocker = "has a patched forward"
+        else:
+            continue
+        raise NotFusible(f"{name or 'its block'} {blocker}")
 
 
 def _guard(block: nn.Module, opened: list[str], matches: list[Match]) -> Guard:

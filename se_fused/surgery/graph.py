@@ -52,7 +52,7 @@ def trace(block: nn.Module, opened: Iterable[nn.Module], given: tuple[str, ...])
     Modules in it are nodes, but for the ``opened`` ones, whose own forward is a part of the graph.
     given: the arguments that it is called with; the others are left out.
     """
-    attributes, states, outside = attributes_of(block), RandomStates.now(), SavedContainers(block)
+    attributes, states, saved = attributes_of(block), RandomStates.now(), SavedContainers(block)
     try:
         graphs = []
         for training in (True, False):
@@ -62,7 +62,7 @@ def trace(block: nn.Module, opened: Iterable[nn.Module], given: tuple[str, ...])
         if RandomStates.now() != states:
             raise NotFusible("its block's forward draws random numbers")
     finally:
-        changed = outside.put_back()
+        changed = saved.put_back()
         if RandomStates.now() != states:
             states.restore()
     if changed is not None:

@@ -1,6 +1,6 @@
 """What a fused forward relies on in a module, written down once and compared at each call.
 
-A swapped SE module or a fused block computes what its library's forward computes of the layers and
+A replaced SE module or a fused block computes what its library's forward computes of the layers and
 attributes that it had then. Where one of them is another now, the library's own forward runs.
 """
 
@@ -18,7 +18,7 @@ from se_fused.surgery.attribute_reads import Reads, is_harmless, is_watchable, r
 from se_fused.surgery.report import NotFusible, path_of
 
 _OURS = {"__se_fused__", "__fusion__", "__said__", "__on_gate__"}
-_LAST = {"__se_fused__", "__fusion__"}  # what is set on a module when it is swapped
+_LAST = {"__se_fused__", "__fusion__"}  # what is set on a module when it is replaced or fused
 _OF_MODULES = {*vars(nn.Module()), "inplace"}
 _NONE = types.MappingProxyType({})
 _MAY_COME = {"weight", "bias", "_former_parameters", "_is_replica"}  # of FSDP and DataParallel

@@ -32,7 +32,7 @@ def _is_se(module: nn.Module, verified: dict) -> bool:
     return family is not None
 
 
-def known(model: nn.Module, where: str) -> list[Site]:
+def sites_by_class(model: nn.Module, where: str) -> list[Site]:
     sites = {}
     for name, block in model.named_modules():
         cls = path_of(type(block))
@@ -60,7 +60,7 @@ def known(model: nn.Module, where: str) -> list[Site]:
     return list(sites.values())
 
 
-def chosen(model: nn.Module, where: str, blocks: Callable) -> list[Site]:
+def sites_by_choice(model: nn.Module, where: str, blocks: Callable) -> list[Site]:
     if not callable(blocks):
         raise TypeError(f"blocks must be callable, got {type(blocks).__name__}")
     if where != "standard":

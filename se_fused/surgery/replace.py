@@ -1,4 +1,4 @@
-"""``replace_se``, the one-line swap, and ``restore_se``, which undoes it."""
+"""``replace_se``, which fuses the SE modules of libraries, and ``restore_se``, which undoes it."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from se_fused.surgery.class_swap import library_of
 from se_fused.surgery.find_se import find_by_class, find_by_layers
 from se_fused.surgery.registry import BY_CLASS, Family
 from se_fused.surgery.replaced_se import ReplacedSE, replace_forward, restore_forward
-from se_fused.surgery.report import Entry, NotFusible, Report, path_of
+from se_fused.surgery.report import Entry, NotFusible, Report, check_model, path_of
 from se_fused.surgery.verify import NO_SE, verify
 
 
@@ -50,8 +50,7 @@ def replace_se(
         TypeError: model is no module, or optimizers are none.
         ValueError: an optimizer has no parameter of this model, as one built for a copy of it.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     _check_optimizers(model, optimizers)
     search = _Search(model)
     search.by_class()
@@ -60,7 +59,7 @@ def replace_se(
 
 
 class _Search:
-    """The SE modules of a model, swapped as they are found; one lies never within another."""
+    """The SE modules of a model, replaced as they are found; one lies never within another."""
 
     def __init__(self, model: nn.Module):
         self.modules = dict(named_modules(model))
@@ -77,7 +76,7 @@ class _Search:
                 continue
             family, reason = find_by_class(module)
             if family or reason:
-                reason = reason or _swapped(module, family, self.verified)
+                reason = reason or _replaced(module, family, self.verified)
                 self._enter(name, module, reason)
                 self.settled.add(name)
 
@@ -89,14 +88,14 @@ class _Search:
             is_known = path_of(type(module)) in BY_CLASS
             try:
                 family, reason = find_by_layers(module, self.verified), None
-            except NotFusible as left:
-                family, reason = None, str(left)
+            except NotFusible as blocker:
+                family, reason = None, str(blocker)
             if family is None and reason is None:
                 if not is_known or _has_fused(module):
                     continue
                 reason = "it has not the layers that se_fused knows of its class"
             if family is not None:
-                reason = _swapped(module, family, self.verified)
+                reason = _replaced(module, family, self.verified)
             parts = [other for other in self.entries if _is_within(other, name)]
             if reason is None:  # what was left inside were parts of this
                 for other in parts:
@@ -118,7 +117,7 @@ class _Search:
         )
 
 
-def _swapped(module: nn.Module, family: Family, verified: dict) -> str | None:
+def _replaced(module: nn.Module, family: Family, verified: dict) -> str | None:
     """Swaps a module that can be, else says why not."""
     try:
         form = verify(module, family.kind, family.paths, verified)
@@ -136,9 +135,9 @@ def _has_fused(module: nn.Module) -> bool:
 
 
 def _is_outdated(module: nn.Module) -> bool:
-    """Whether a swapped module is not any more what it was at the swap."""
-    is_swapped = isinstance(module, ReplacedSE) and library_of(type(module)) is not None
-    return is_swapped and not module.__se_fused__.intact(module)
+    """Whether a replaced module is not any more what it was then."""
+    is_replaced = isinstance(module, ReplacedSE) and library_of(type(module)) is not None
+    return is_replaced and not module.__se_fused__.intact(module)
 
 
 def _is_within(name: str, other: str) -> bool:
@@ -151,10 +150,9 @@ def restore_se(model: nn.Module) -> Report:
 
     Returns:
         A report of the modules restored (as ``replaced``) and those left: modules that were
-        built as FusedSE, and such as were wrapped after the swap (FSDP).
+        built as FusedSE, and such as were wrapped after ``replace_se`` (FSDP).
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     report = Report("restored")
     for name, module in named_modules(model):
         if not isinstance(module, FusedSE):

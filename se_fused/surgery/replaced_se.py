@@ -47,7 +47,7 @@ class ReplacedSE(ClassSwapped, FusedSE):
 
     @staticmethod
     def __example_map__(module: nn.Module, paths: LayerPaths, size: tuple, numbers) -> Tensor:
-        """A map that the module takes, for the test before the swap."""
+        """A map that the module takes, for its verification."""
         channels = layers_of(module, paths).fc1.weight.shape[1]
         return example((3, channels, *size), numbers)
 
@@ -92,7 +92,7 @@ class ReplacedSE(ClassSwapped, FusedSE):
             library.__setstate__(module, state)
             form = module.__se_fused__
             if form is not None and form.guard is None:  # the class may be another here
-                _look_again(module, cls)
+                _verify_again(module, cls)
 
         def extra_repr(module):
             form = module.__se_fused__
@@ -113,18 +113,18 @@ class NeverFused(NamedTuple):
         return self.reason
 
 
-def _look_again(module: nn.Module, kind: type[ReplacedSE]):
-    from se_fused.surgery.verify import verify  # which swaps copies
+def _verify_again(module: nn.Module, kind: type[ReplacedSE]):
+    from se_fused.surgery.verify import verify  # which replaces copies
 
     form = module.__se_fused__
     library = library_of(type(module))
-    swapped = type(module)
+    replaced = type(module)
     _change_class(module, library)
     try:
         form = verify(module, kind, form.paths)
     except NotFusible as reason:
         form = form._replace(guard=NeverFused(f"after loading: {reason}"))
-    _change_class(module, swapped)
+    _change_class(module, replaced)
     module.__dict__["__se_fused__"] = form
 
 

@@ -15,8 +15,13 @@ def path_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def check_model(model):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
 class NotFusible(Exception):
-    """Why a module is left as it is."""
+    """Why a module or a block is left as it is."""
 
 
 class Entry(NamedTuple):
@@ -62,7 +67,7 @@ class Report:
 
 
 def warn_once(module: nn.Module, reason: str, what: str = "runs its library's forward, unfused"):
-    """A warning, once for a reason, of what a module does instead of what it was swapped for."""
+    """A warning, once for a reason, of what a module does instead of its fused forward."""
     if torch.compiler.is_compiling():
         _warn(f"{type(module).__name__} {what}: {reason}")
     elif module.__dict__.get("__said__") != reason:

@@ -10,7 +10,6 @@ from torch.nn.utils import parametrize
 
 from se_fused.modules.layers import LayerPaths, has_hooks, is_plain, layers_of
 from se_fused.modules.se import Form
-from se_fused.surgery.attribute_reads import SavedContainers
 from se_fused.surgery.candidates import is_script, lazy_layer, named_modules
 from se_fused.surgery.comparison import (
     RandomStates,
@@ -19,6 +18,7 @@ from se_fused.surgery.comparison import (
     changed_attribute,
     description,
     first_line,
+    once,
     verifying,
 )
 from se_fused.surgery.observed_run import by
@@ -34,7 +34,7 @@ _SIZES = ((3, 5), (4, 3)), ((3, 5, 2), (2, 3, 4)), ((5,), (8,))
 def verify(
     module: nn.Module, kind: type[ReplacedSE], paths: LayerPaths, verified: dict | None = None
 ) -> Form:
-    """What a module computes, if a swap would lose and change nothing; else raises NotFusible.
+    """What a module computes, if replacing it loses and changes nothing; else raises NotFusible.
 
     Copies on the CPU, with random parameters, are compared in result, gradients and buffers, in
     training and in eval mode, at two sizes. The module itself is not run.
@@ -52,29 +52,12 @@ def verify(
         raise
     except Exception as error:  # whatever a library's code raises
         raise NotFusible(f"it could not be looked at: {first_line(error)}") from error
-    if key not in verified:
-        verified[key] = _difference(module, kind, form)
-    if verified[key] is not None:
-        raise NotFusible(verified[key])
+    once(verified, key, _compare, module, kind, form)
     return form
 
 
-def _difference(module: nn.Module, kind: type[ReplacedSE], form: Form) -> str | None:
-    reason, outside = None, SavedContainers(module)
-    try:
-        with verifying():
-            _compare(module, kind, form)
-    except NotFusible as left:
-        reason = str(left)
-    except Exception as error:  # whatever a library's code raises
-        reason = f"it could not be tried: {first_line(error)}"
-    finally:
-        changed = outside.put_back()
-    return reason if changed is None else f"its forward changes {changed}"
-
-
 def _loss(module: nn.Module, kind: type[ReplacedSE], paths: LayerPaths) -> str | None:
-    """What a swap would lose, or why its layers cannot be read."""
+    """What replacing it would lose, or why its layers cannot be read."""
     modules = [m for _, m in named_modules(module)]
     if getattr(type(module), "forward", None) in (None, nn.Module.forward):
         return "it has no forward, as where torch.fx has traced it: call replace_se before"
@@ -101,11 +84,10 @@ def _loss(module: nn.Module, kind: type[ReplacedSE], paths: LayerPaths) -> str |
             continue
         if name not in used and name not in kind.__other_layers__ and child.state_dict():
             return f"its layer {name} is none of SE's"
-    norm = layers_of(module, paths).norm
+    norm, others = layers.norm, tuple(f"{name}." for name in kind.__other_layers__)
     of_norm = {id(buffer) for buffer in norm.buffers()} if isinstance(norm, nn.Module) else set()
     for name, buffer in module.named_buffers():
-        beside = tuple(f"{b}." for b in kind.__other_layers__)
-        if id(buffer) not in of_norm and not name.startswith(beside):
+        if id(buffer) not in of_norm and not name.startswith(others):
             return f"its buffer {name} may change what it computes"
     for tensor in module.parameters():
         if not is_plain(tensor):
@@ -114,6 +96,11 @@ def _loss(module: nn.Module, kind: type[ReplacedSE], paths: LayerPaths) -> str |
 
 
 def _compare(module: nn.Module, kind: type[ReplacedSE], form: Form):
+    with verifying(module, "it"):
+        _compare_copies(module, kind, form)
+
+
+def _compare_copies(module: nn.Module, kind: type[ReplacedSE], form: Form):
     numbers, states = generator(), RandomStates.now()
     original = random_copy(module, numbers)
     fused = copy.deepcopy(original)
@@ -145,13 +132,11 @@ def _squeezed(original: nn.Module, form: Form, x: Tensor) -> int | str:
     """How many numbers the first layer gets; an error if the module does not take the map."""
     squeezed = []
     first = layers_of(original, form.paths).fc1
-    hook = first.register_forward_pre_hook(lambda _, args: squeezed.append(args[0].numel()))
-    try:
-        original.eval()(x)
-    except Exception as error:  # whatever a library's forward raises
-        return first_line(error)
-    finally:
-        hook.remove()
+    with first.register_forward_pre_hook(lambda _, args: squeezed.append(args[0].numel())):
+        try:
+            original.eval()(x)
+        except Exception as error:  # whatever a library's forward raises
+            return first_line(error)
     return squeezed[-1] if squeezed else 0
 
 
@@ -168,9 +153,9 @@ def _compare_once(original, fused, form: Form, x: Tensor, states: RandomStates):
     changed = changed_attribute(original, before)
     if changed is not None:
         raise NotFusible(f"its forward sets {changed}")
-    unlike = form.guard.difference(fused)
-    if unlike is not None:
-        raise NotFusible(f"in a copy of it, {unlike}")
+    difference = form.guard.difference(fused)
+    if difference is not None:
+        raise NotFusible(f"in a copy of it, {difference}")
     found = Step.of(fused, (x,), {}, states)
     if "__said__" in vars(fused):
         raise NotFusible(f"in a copy of it, {vars(fused)['__said__']}")

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from se_fused.modules.se import FusedSE
-from se_fused.surgery.attribute_reads import SavedContainers
 from se_fused.surgery.comparison import (
     RandomStates,
     Step,
@@ -37,26 +36,17 @@ def verify_block(
     seen: arguments that the block was called with, of whose shapes examples are made; else they
     are made from its layers.
     """
-    numbers, outside = generator(), SavedContainers(block)
-    try:
+    with verifying(block, "its block"):
+        numbers = generator()
         library = random_copy(block, numbers)
         dims = _dims_of(library)
         for module in library.modules():
             _without_synchronisation(module, dims)
-        with verifying():
-            if seen:
-                examples = _alike(seen, numbers)
-            else:
-                examples = _examples(library, call_form, dims, numbers)
-            _compare(library, copy.deepcopy(library), function, examples)
-    except NotFusible:
-        raise
-    except Exception as error:  # whatever a library's code raises
-        raise NotFusible(f"its block could not be tried: {first_line(error)}") from error
-    finally:
-        changed = outside.put_back()
-    if changed is not None:
-        raise NotFusible(f"its block's forward changes {changed}")
+        if seen:
+            examples = _alike(seen, numbers)
+        else:
+            examples = _examples(library, call_form, dims, numbers)
+        _compare(library, copy.deepcopy(library), function, examples)
 
 
 def _compare(library, fused, function, examples: list[dict]):
