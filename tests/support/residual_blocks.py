@@ -30,6 +30,17 @@ def block_with(forward, **parts):
     return type("Other", (Block,), {"forward": forward})(**parts)
 
 
+class Unit(nn.Module):
+    """A convolution and its norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
+
+    def forward(self, x):
+        return self.bn(self.conv(x))
+
+
 class Net(nn.Module):
     """A block between convolutions."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pairs import assert_fused, pair, said_in, step
+from pairs import assert_fused, pair, said_in, step, x_of
 from se_examples import EXAMPLES
 from se_modules import C, Cadene, Copied, times
 from torch import nn
@@ -17,10 +17,6 @@ NAMES = {
 
 
 MAP = torch.linspace(-3, 3, 2 * C * 20, dtype=torch.float64).view(2, C, 4, 5)
-
-
-def x_of():
-    return torch.randn(2, C, 4, 5, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("example, name", NAMES.items(), ids=NAMES)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pairs import assert_fused, assert_library_runs, changed, pair
+from pairs import assert_fused, assert_library_runs, changed, pair, x_of
 from se_examples import EXAMPLES
 from se_modules import C, Copied, MMPretrain
 from torch import nn
@@ -23,10 +23,6 @@ BETWEEN = {
     "mmpretrain-container": (MMPretrain, "conv1"),
 }
 between = pytest.mark.parametrize("make, path", BETWEEN.values(), ids=BETWEEN)
-
-
-def x_of():
-    return torch.randn(2, C, 4, 5, dtype=torch.float64)
 
 
 def forward_hook(module):

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from pairs import assert_fused, assert_library_runs, changed, pair, said_in, step
+from pairs import assert_fused, assert_library_runs, changed, pair, said_in, step, x_of
 from se_modules import C, Cadene, Copied
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, weight_norm
 
 from se_fused import replace_se
-
-
-def x_of():
-    return torch.randn(2, C, 4, 5, dtype=torch.float64)
 
 
 def partitioned(layer):

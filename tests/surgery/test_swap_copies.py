@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 from copies import COPIES
-from pairs import assert_fused, assert_library_runs, pair, said_in
-from se_modules import C, Copied, times
+from pairs import assert_fused, assert_library_runs, pair, said_in, x_of
+from se_modules import Copied, times
 from torch import nn
 
 from se_fused import FusedSE, replace_se, restore_se
@@ -23,10 +23,6 @@ class Own(Copied):
     def forward(self, x):
         p = self.fc[2](self.fc[1](self.fc[0](self.avg_pool(x).flatten(1))))
         return times(x, self.fc[3](p / self.temperature))
-
-
-def x_of():
-    return torch.randn(2, C, 4, 5, dtype=torch.float64)
 
 
 copies = pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
