@@ -2,20 +2,13 @@
 numbers."""
 
 import inspect
-from operator import attrgetter
 
 import torch
 from torch import nn
 
-from se_fused.modules.layers import LayerPaths
+from se_fused.modules.layers import LayerPaths, layers_of
 from se_fused.surgery.attribute_reads import SavedContainers
-from se_fused.surgery.candidates import (
-    Candidate,
-    candidates,
-    is_mbconv,
-    lazy_layer,
-    named_modules,
-)
+from se_fused.surgery.candidates import Candidate, candidates, is_mbconv, lazy_layer, named_modules
 from se_fused.surgery.comparison import description, first_line, once, undisturbed
 from se_fused.surgery.observed_run import ObservedRun, by, squeezes
 from se_fused.surgery.random_copies import bare_copy, generator, randomise
@@ -52,9 +45,7 @@ def find_by_class(module: nn.Module) -> tuple[Family | None, str | None]:
 
 def _has_layers(module: nn.Module, paths: LayerPaths) -> bool:
     try:
-        for path in paths:
-            if isinstance(path, str):
-                attrgetter(path)(module)
+        layers_of(module, paths)
     except Exception:  # whatever a library's property raises
         return False
     return True

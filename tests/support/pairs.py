@@ -21,11 +21,11 @@ def x_of(seed: int | None = None) -> torch.Tensor:
 def pair(module: nn.Module) -> tuple[nn.Module, nn.Module]:
     """The library's, and a copy of it that is replaced; each is .se of a module."""
     library = nn.ModuleDict({"se": module.double()})
-    swapped = copy.deepcopy(library)
-    report = replace_se(swapped)
+    replaced = copy.deepcopy(library)
+    report = replace_se(replaced)
     assert [entry.name for entry in report.replaced] == ["se"], str(report)
-    assert isinstance(swapped.se, FusedSE)
-    return library, swapped
+    assert isinstance(replaced.se, FusedSE)
+    return library, replaced
 
 
 def changed(module: nn.Module, change) -> tuple[nn.Module, nn.Module]:
@@ -57,12 +57,12 @@ def said_in(run) -> list[str]:
 
 def assert_library_runs(both, x, reason: str, *args, **kwargs):
     """Twice: the same numbers as the library's, and one warning that names the reason."""
-    library, swapped = both
+    library, replaced = both
 
     def run():
         for _ in range(2):
             with Count() as count:
-                found = step(swapped.se, x, *args, **kwargs)
+                found = step(replaced.se, x, *args, **kwargs)
             expected = step(library.se, x, *args, **kwargs)
             assert len(found) == len(expected)
             assert all(map(torch.equal, found, expected))
@@ -74,10 +74,10 @@ def assert_library_runs(both, x, reason: str, *args, **kwargs):
 
 def assert_fused(both, x, *args, **kwargs):
     """The same numbers as the library's from our operators, and nothing is said."""
-    library, swapped = both
+    library, replaced = both
     with Count() as count:
-        said = said_in(lambda: step(swapped.se, x, *args, **kwargs))
+        said = said_in(lambda: step(replaced.se, x, *args, **kwargs))
     assert not said and {"squeeze_excite", "apply_forward"} & {*count.called}
-    found, expected = (step(each.se, x, *args, **kwargs) for each in (swapped, library))
+    found, expected = (step(each.se, x, *args, **kwargs) for each in (replaced, library))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)

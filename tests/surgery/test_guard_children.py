@@ -1,4 +1,4 @@
-"""Hooks on, children of and the classes of what stands between the layers of a swapped module."""
+"""Hooks on, children of and the classes of what stands between the layers of a replaced module."""
 
 import pytest
 import torch
@@ -123,9 +123,9 @@ def test_pooling_of_another_size():
     def two(se):
         se.avg_pool.output_size = 2
 
-    library, swapped = changed(Copied(), two)
+    library, replaced = changed(Copied(), two)
     errors = []
-    for each in (library, swapped):
+    for each in (library, replaced):
         with pytest.raises(RuntimeError) as error:
             each.se(x_of())
         errors.append(str(error.value))

@@ -1,4 +1,4 @@
-"""Layers of a swapped module that are called, changed or weighted otherwise than at the swap."""
+"""Layers of a replaced module that are called, changed or weighted otherwise than when it was replaced."""
 
 import copy
 import warnings
@@ -97,16 +97,16 @@ def test_weight_of_a_tensor_subclass_before_is_left():
 
 def test_weights_of_another_dtype():
     """The library's own error; and its result for a map of that dtype."""
-    library, swapped = changed(Cadene(), lambda se: se.to(torch.float32))
+    library, replaced = changed(Cadene(), lambda se: se.to(torch.float32))
     messages = []
-    for module in (library, swapped):
+    for module in (library, replaced):
         with warnings.catch_warnings(), pytest.raises(RuntimeError) as error:
             warnings.simplefilter("ignore")
             module.se(x_of(5))
         messages.append(str(error.value))
     assert messages[0] == messages[1]
     x = x_of(5).float()
-    torch.testing.assert_close(swapped.se(x), library.se(x))
+    torch.testing.assert_close(replaced.se(x), library.se(x))
 
 
 def test_weights_on_another_device():
@@ -119,14 +119,14 @@ def test_weights_on_another_device():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
-    library, swapped = pair(Cadene())
-    for each in (library, swapped):
+    library, replaced = pair(Cadene())
+    for each in (library, replaced):
         each.float()
     x = x_of(5).float()
     with torch.autocast("cpu", dtype=dtype):
         expected = library.se(x)
-        said = said_in(lambda: swapped.se(x))
-        found = swapped.se(x)
+        said = said_in(lambda: replaced.se(x))
+        found = replaced.se(x)
     assert not said and found.dtype == expected.dtype
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
@@ -135,9 +135,9 @@ def test_autocast(dtype):
 
 
 def test_dynamically_quantized():
-    library, swapped = pair(Copied().eval())
+    library, replaced = pair(Copied().eval())
     quantized = []
-    for net in (library.float(), swapped.float()):
+    for net in (library.float(), replaced.float()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             quantized.append(torch.ao.quantization.quantize_dynamic(net, {nn.Linear}))
@@ -219,10 +219,10 @@ def mesh(tmp_path):
 
 @pytest.mark.parametrize("dim", [0, 1], ids=["samples", "channels"])
 def test_map_of_several_processes(mesh, dim):
-    library, swapped = pair(Cadene())
+    library, replaced = pair(Cadene())
     x = distribute_tensor(x_of(5), mesh, [Shard(dim)])
     results = [distribute_module(library, mesh).se(x)]
-    other = distribute_module(swapped, mesh)
+    other = distribute_module(replaced, mesh)
     said = said_in(lambda: results.extend(other.se(x) for _ in range(2)))
     assert said == ["it was called with a DTensor"]
     assert torch.equal(results[0].full_tensor(), results[1].full_tensor())

@@ -1,4 +1,4 @@
-"""SE that calls its activation or gate as a function is found, and swapped right."""
+"""SE that calls its activation or gate as a function is found, and replaced right."""
 
 import copy
 import pickle

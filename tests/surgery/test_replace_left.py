@@ -134,7 +134,7 @@ def test_hooks_on_state_dicts_stay():
 
 
 def test_global_hooks_do_not_run_in_the_trial():
-    """With them a swapped module runs unfused: it would be compared with itself."""
+    """With them a replaced module runs unfused: it would be compared with itself."""
     net, seen = Two(_copied_with(_squared)), []
     handle = nn.modules.module.register_module_forward_hook(lambda *arguments: seen.append(1))
     try:

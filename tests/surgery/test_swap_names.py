@@ -69,18 +69,18 @@ WAYS = [with_method, with_attribute, with_property, with_class_attribute, with_c
 @pytest.mark.parametrize("name", OURS)
 def test_name(make, name):
     module = make(name)
-    library, swapped = pair(module)
-    assert_fused((library, swapped), x_of())
-    repr(swapped), swapped.state_dict()
-    mine, theirs = getattr(swapped.se, name), getattr(library.se, name)
+    library, replaced = pair(module)
+    assert_fused((library, replaced), x_of())
+    repr(replaced), replaced.state_dict()
+    mine, theirs = getattr(replaced.se, name), getattr(library.se, name)
     assert type(mine) is type(theirs)
     if make is with_method:
         x = x_of()
         assert torch.equal(mine(x), theirs(x))
-    twin = copy.deepcopy(swapped)
+    twin = copy.deepcopy(replaced)
     assert_fused((library, twin), x_of())
-    assert restore_se(swapped).replaced
-    assert type(swapped.se) is type(library.se)
+    assert restore_se(replaced).replaced
+    assert type(replaced.se) is type(library.se)
 
 
 def test_extra_repr_of_the_library_stays():
