@@ -1,4 +1,4 @@
-"""Where an inserted SE block becomes a child: beside the layer that it belongs to, never inside it.
+"""Attaches inserted SE blocks: each as a child beside the layer that it belongs to, not inside it.
 
 The layer stays as it is, and so does its name. What calls it then calls SE, too: a Sequential
 because SE is one more child of it, a block because its class is swapped.
@@ -153,7 +153,7 @@ class Attachments:
         return made
 
     def _check_not_patched(self, parent: nn.Module, methods: Iterable[str]):
-        """A method that an object has of its own would go before that of its class."""
+        """A method set on an object hides the one of its class."""
         for name in methods:
             if name in vars(parent):
                 raise ValueError(
@@ -172,7 +172,7 @@ class Attachments:
 
 
 def is_block(module: nn.Module) -> bool:
-    """Whether a module is made of others, and is no layer of PyTorch's with another form."""
+    """Whether a module has children and is none of PyTorch's layers."""
     own = (nn.Module, *CONTAINERS)
     is_layer = any(
         cls.__module__.startswith("torch.nn.") and cls not in own for cls in type(module).__mro__

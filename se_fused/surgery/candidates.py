@@ -1,7 +1,4 @@
-"""SE modules found by their layers: copies, and what libraries build without a class of its own.
-
-And what a Sequential ends in.
-"""
+"""Modules that may be SE by the shapes of their layers, whatever their class."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Two forms of a module side by side: a step of each, in float64, from the same random states."""
+"""Compares two forms of a module: a step of each, in float64, from the same random states."""
 
 import copy
 import random
@@ -18,7 +18,7 @@ from se_fused.surgery.attribute_reads import SavedContainers
 from se_fused.surgery.report import NotFusible, is_verifying
 from se_fused.tracing import plain_operators
 
-# Of several threads: random states and the hooks of all modules are one for all of them.
+# Random states and the hooks on all modules are shared by all threads.
 _one_at_a_time = threading.RLock()
 
 

@@ -10,7 +10,7 @@ from se_fused.modules.layers import LayerPaths, layers_of
 from se_fused.surgery.attribute_reads import SavedContainers
 from se_fused.surgery.candidates import Candidate, candidates, is_mbconv, lazy_layer, named_modules
 from se_fused.surgery.comparison import description, first_line, once, undisturbed
-from se_fused.surgery.observed_run import ObservedRun, by, squeezes
+from se_fused.surgery.observed_run import ObservedRun, size_text, squeezes
 from se_fused.surgery.random_copies import bare_copy, generator, randomise
 from se_fused.surgery.registry import BY_CLASS, MBCONV, NOT_FUSIBLE, Family
 from se_fused.surgery.report import NotFusible, path_of
@@ -139,7 +139,7 @@ def _by_runs(module: nn.Module, candidate: Candidate, pools: list) -> LayerPaths
         if run.rescales and whole is None and errors:
             raise NotFusible(_takes_no_map(errors, len(size)))
         if run.rescales and run.squeezes_mean:
-            other = whole.size if whole is not None else by(sizes_run[0])
+            other = whole.size if whole is not None else size_text(sizes_run[0])
             raise NotFusible(f"at {other} it computes something else than at {run.size}")
     if whole is not None and whole.rescales:
         raise NotFusible("it squeezes a map, but not to the mean of each channel")
@@ -151,4 +151,4 @@ def _by_runs(module: nn.Module, candidate: Candidate, pools: list) -> LayerPaths
 
 def _takes_no_map(errors: dict[tuple, str], dims: int) -> str:
     size = next((size for size in errors if len(size) == dims), [*errors][0])
-    return f"it takes no map of {by(size)}: {errors[size]}"
+    return f"it takes no map of {size_text(size)}: {errors[size]}"

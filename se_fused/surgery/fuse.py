@@ -110,7 +110,7 @@ class _Search:
             self.reasons[name] = str(reason)
 
     def _block_of(self, name: str) -> str:
-        """The smallest module around it that can be fused, or a larger one with more to fuse."""
+        """The smallest module around it that can be fused, or a larger one that fuses more."""
         best, most, reason = None, "", NotFusible("no forward around it calls it")
         for block in _around(name):
             try:

@@ -1,4 +1,4 @@
-"""What a block becomes: the same object, whose forward has fused calls in it while they hold."""
+"""A fused block: the same object, whose forward has fused calls in it while its guard holds."""
 
 import warnings
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a fused forward relies on in a module, written down once and compared at each call.
+"""What a fused forward relies on in a module, recorded once and compared at each call.
 
 A replaced SE module or a fused block computes what its library's forward computes of the layers and
 attributes that it had then. Where one of them is another now, the library's own forward runs.
@@ -42,7 +42,7 @@ class Watched(NamedTuple):
 
 
 class Guard:
-    """Compares a module with what was written down of it; the same object for all its copies."""
+    """Compares a module with what was recorded of it; the same object for all its copies."""
 
     def __init__(self, entries: Iterable[Watched], values: Iterable[tuple[dict, str, object]]):
         self.root, *self.entries = entries
@@ -149,7 +149,7 @@ class Guard:
     def __deepcopy__(self, memo) -> "Guard":
         return self
 
-    def __reduce__(self):  # what was written down here need not hold where it is loaded
+    def __reduce__(self):  # what was recorded here need not hold where it is loaded
         return type(None), ()
 
 

@@ -1,4 +1,4 @@
-"""A run of a module with what its layers got and gave, and the activation and gate in between."""
+"""A run of a module: inputs and outputs of its layers, and the activation and gate in between."""
 
 from math import prod
 from typing import NamedTuple
@@ -61,7 +61,7 @@ class ObservedRun(NamedTuple):
 
     @property
     def size(self) -> str:
-        return by(self.x.shape[2:])
+        return size_text(self.x.shape[2:])
 
     @property
     def squeezes_mean(self) -> bool:
@@ -138,7 +138,7 @@ def squeezes(hollow: nn.Module, candidate: Candidate, size: tuple) -> bool | str
     return False
 
 
-def by(size: tuple[int, ...]) -> str:
+def size_text(size: tuple[int, ...]) -> str:
     return "×".join(map(str, size))
 
 

@@ -118,7 +118,7 @@ class _Search:
 
 
 def _replaced(module: nn.Module, family: Family, verified: dict) -> str | None:
-    """Swaps a module that can be, else says why not."""
+    """Replaces a module that can be, else says why not."""
     try:
         form = verify(module, family.kind, family.paths, verified)
         replace_forward(module, family.kind, form)

@@ -1,6 +1,6 @@
-"""What a library's SE module becomes: the same object, whose forward is fused while it holds.
+"""A replaced SE module: the same object, whose forward is fused while its guard holds.
 
-Where its guard finds a difference, or it is called with more than a map, or the map or the weights
+Where that finds a difference, or it is called with more than a map, or the map or the weights
 are not what the fused operators take, its library's own forward runs.
 """
 

@@ -21,7 +21,7 @@ from se_fused.surgery.comparison import (
     once,
     verifying,
 )
-from se_fused.surgery.observed_run import by
+from se_fused.surgery.observed_run import size_text
 from se_fused.surgery.random_copies import generator, random_copy
 from se_fused.surgery.replaced_se import ReplacedSE, form_of, replace_forward, unfit
 from se_fused.surgery.report import NotFusible, path_of
@@ -110,7 +110,7 @@ def _compare_copies(module: nn.Module, kind: type[ReplacedSE], form: Form):
         examples = [kind.__example_map__(original, form.paths, size, numbers) for size in sizes]
         squeezed = _squeezed(original, form, examples[0])
         if isinstance(squeezed, str):
-            errors.append(f"it takes no map of {by(sizes[0])}: {squeezed}")
+            errors.append(f"it takes no map of {size_text(sizes[0])}: {squeezed}")
             continue
         changed = changed_attribute(original, before)
         if changed is not None:

@@ -1,4 +1,4 @@
-"""Layers of a replaced module that are called, changed or weighted otherwise than when it was replaced."""
+"""Layers of a replaced module that are called, changed or weighted otherwise than at first."""
 
 import copy
 import warnings
