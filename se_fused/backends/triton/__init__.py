@@ -1,27 +1,25 @@
 """Triton: two launches forward, two backward; on CPU tensors through Triton's interpreter.
 
-    reduce      z, and the excitation by the last program of a sample to finish; backward dg, dp1, …
-    (between)   the excitation as torch matmuls, unless plan.excites_in_reduce
-    apply       y = x · g, backward dx = dy · g + dz / M, in the reverse order
-    max_reduce, max_apply      the same two where the maximum is in the squeeze: one launch each
-                               function
-    norm_reduce, norm_apply    and of a block with BatchNorm, residual and ReLU
+    reduce      statistics and sums, and the excitation by a sample's last program to finish
+    (between)   the excitation in PyTorch, unless plan.excites_in_reduce
+    apply       y and dx, in the reverse order
 
 No program waits for another. Sums have a fixed order: results are the same from run to run.
 """
 
+from math import prod
+
 import torch
 from torch import Tensor
 
-from se_fused.backends.triton import launch, launch_max, launch_norm
-from se_fused.between import (  # noqa: F401  (a part of the contract)
+from se_fused.backends import reference
+from se_fused.backends.reference import (  # noqa: F401  (a part of the contract)
+    excite,
+    excite_backward,
     merge_moments,
-    norm_excite,
-    norm_excite_backward,
+    nothing,
 )
-from se_fused.excitation import excitation_gradient, excite, squeeze_gradient
-from se_fused.memory_format import acc_dtype
-from se_fused.passes import mask_size
+from se_fused.backends.triton import launch
 
 _MIN_CAPABILITY = (7, 5)
 
@@ -43,113 +41,71 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def squeeze(x: Tensor) -> Tensor:
+# Of an empty map nothing is launched: the reference has its results.
+
+
+def reduce_forward(x, center, scale, shift, act: str, statistic: str) -> Tensor:
     if x.numel() == 0:
-        return _per_channel(x, torch.nan)
-    return launch.squeeze(x)
+        return reference.reduce_forward(x, center, scale, shift, act, statistic)
+    return launch.reduce_forward(x, (center, scale, shift), act, statistic)
 
 
-def rescale(x: Tensor, g: Tensor) -> Tensor:
-    return _apply(x, g)
-
-
-def gate_gradient(dy: Tensor, x: Tensor) -> Tensor:
-    return launch.gate_gradient(dy, x) if x.numel() else _per_channel(x, 0)
-
-
-def rescale_backward(dy: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def apply_forward(
+    x, residual, center, scale, shift, g, act: str, relu: bool
+) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
-        return torch.empty_like(x), _per_channel(x, 0)
-    return launch.rescale_backward(dy, x, g)
+        return reference.apply_forward(x, residual, center, scale, shift, g, act, relu)
+    return launch.apply_forward(x, residual, (center, scale, shift), g, act, relu)
 
 
-def squeeze_excite(x, w1, b1, w2, b2, act: str, gate: str) -> tuple[Tensor, Tensor, Tensor]:
+def reduce_backward(
+    dy, x, mask, center, scale, shift, maximum, g, act: str
+) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        return reference.reduce_backward(dy, x, mask, center, scale, shift, maximum, g, act)
+    sums, dx = launch.reduce_backward(dy, x, mask, (center, scale, shift), maximum, g, act)
+    return sums, nothing(x) if dx is None else dx
+
+
+def apply_backward(
+    dy, x, mask, center, scale, shift, g, grad_mean, maximum, grad_max, slope, offset,
+    act: str, add: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    rest = g, grad_mean, maximum, grad_max, slope, offset, act, add
+    if x.numel() == 0:
+        return reference.apply_backward(dy, x, mask, center, scale, shift, *rest)
+    return launch.apply_backward(dy, x, mask, (center, scale, shift), *rest)
+
+
+def squeeze_excite(
+    x, residual, w1, b1, w2, b2, act: str, gate: str, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     w1, b1, w2, b2 = _matrix(w1), _vector(b1), _matrix(w2), _vector(b2)
     if x.numel() and launch.excites_in_reduce(x, w1):
         z, g = launch.squeeze_excite(x, w1, b1, w2, b2, act, gate)
     else:
-        z = squeeze(x)
-        g = excite(z, w1, b1, w2, b2, act, gate)
-    return _apply(x, g), z, g
+        (z,) = reduce_forward(x, None, None, None, "identity", "mean")
+        g = reference.gates(reference.first_layer(z, w1, b1), w2, b2, act, gate)
+    return *apply_forward(x, residual, None, None, None, g, "identity", relu), z, g
 
 
 def squeeze_excite_backward(
-    dy, x, z, g, w1, b1, w2, b2, act: str, gate: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dy, x, mask, z, g, w1, b1, w2, b2, act: str, gate: str, add: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     w1, b1, w2 = _matrix(w1), _vector(b1), _matrix(w2)
-    if x.numel() and launch.excites_in_reduce(x, w1):
-        dp1, h, dp2, share = launch.excitation_gradient(dy, x, z, g, w1, b1, w2, act, gate)
+    if x.numel() and launch.excites_in_reduce(x, w1, "mean" if mask is None else "norm"):
+        dp1, h, dp2, grad_mean = launch.excitation_gradient(
+            dy, x, mask, z, g, w1, b1, w2, act, gate
+        )
     else:
-        dg = gate_gradient(dy, x)
-        dp1, h, dp2 = excitation_gradient(dg, z, g, w1, b1, w2, act, gate)
-        share = squeeze_gradient(dp1, w1) / x.shape[2:].numel()
-    return _apply(dy, g, share), dp1, h, dp2
-
-
-def squeeze_max(x: Tensor) -> tuple[Tensor, Tensor]:
-    if x.numel() == 0:
-        return _per_channel(x, 0), _per_channel(x, 0)
-    return launch_max.squeeze_max(x)
-
-
-def gate_gradient_max(dy: Tensor, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    if x.numel() == 0:
-        return _per_channel(x, 0), _per_channel(x, 0)
-    return launch_max.gate_gradient_max(dy, x, m)
-
-
-def rescale_backward_max(dy, x, g, share, m, peak) -> Tensor:
-    if x.numel() == 0:
-        return torch.empty_like(x)
-    return launch_max.rescale_backward_max(dy, x, g, share, m, peak)
-
-
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    if x.numel() == 0:
-        return _per_channel(x, torch.nan), _per_channel(x, 0)
-    return launch_norm.moments(x)
-
-
-def norm_squeeze(x, center, scale, shift, act: str) -> Tensor:
-    if x.numel() == 0:
-        return _per_channel(x, torch.nan)
-    return launch_norm.norm_squeeze(x, center, scale, shift, act)
-
-
-def norm_rescale(
-    x, residual, center, scale, shift, g, act: str, relu: bool
-) -> tuple[Tensor, Tensor]:
-    if x.numel() == 0:
-        size = mask_size(x) if relu else 0
-        return torch.empty_like(x), x.new_empty(size, dtype=torch.uint8)
-    y, mask = launch_norm.norm_rescale(x, residual, center, scale, shift, g, act, relu)
-    return y, mask if relu else x.new_empty(0, dtype=torch.uint8)
-
-
-def norm_sums(dy, x, mask, center, scale, shift, act: str) -> Tensor:
-    if x.numel() == 0:
-        count = 2 if act == "identity" else 5
-        return x.new_zeros((count, *x.shape[:2]), dtype=acc_dtype(x.dtype))
-    return launch_norm.norm_sums(dy, x, mask, center, scale, shift, act)
-
-
-def norm_rescale_backward(
-    dy, x, mask, center, scale, shift, g, share, slope, offset, act: str, add: bool
-) -> tuple[Tensor, Tensor]:
-    if x.numel() == 0:
-        return torch.empty_like(x), torch.empty_like(x) if add else x.new_empty(0)
-    dx, dr = launch_norm.norm_rescale_backward(
-        dy, x, mask, center, scale, shift, g, share, slope, offset, act, add
+        sums, _ = reduce_backward(dy, x, mask, None, None, None, None, None, "identity")
+        p1 = reference.first_layer(z, w1, b1, reference.product)
+        dp1, h, dp2 = reference.excitation_gradient(sums[0], p1, g, w2, act, gate)
+        grad_mean = reference.squeeze_gradient(dp1, w1) / prod(x.shape[2:])
+    dx, dr = apply_backward(
+        dy, x, mask, None, None, None, g, grad_mean, None, None, None, None, "identity", add
     )
-    return dx, dr if add else x.new_empty(0)
-
-
-def _apply(x: Tensor, g: Tensor, share: Tensor | None = None) -> Tensor:
-    return launch.rescale(x, g, share) if x.numel() else torch.empty_like(x)
-
-
-def _per_channel(x: Tensor, value: float) -> Tensor:
-    return x.new_full(x.shape[:2], value, dtype=acc_dtype(x.dtype))
+    return dx, dr, dp1, h, dp2
 
 
 def _matrix(weight: Tensor) -> Tensor:

@@ -7,52 +7,22 @@ are taken CHUNK at a time. Padding lanes are zeroed wherever they meet a sum: 0 
 import triton
 import triton.language as tl
 
-from se_fused import plan
 from se_fused.backends.triton.activations import act, act_derivative, gate, gate_derivative
-
-ROUND = tl.constexpr(plan.SLOTS_PER_ROUND)
-
-
-@triton.jit
-def finishes_sample(counter_ptr, sample, programs):
-    """Whether this program is the last of its sample's; if so, it sees what the others stored."""
-    tl.debug_barrier()  # the release below is one thread's: all warps must have stored before it
-    return tl.atomic_add(counter_ptr + sample, 1, sem="acq_rel") == programs - 1
-
-
-@triton.jit
-def add_slots(slot_ptr, sample, channel, channels, splits):
-    """The [N, splits, C] slots of a sample summed over splits, always in the same order; the loads
-    of a round do not wait for one another."""
-    total = tl.zeros(channel.shape, slot_ptr.dtype.element_ty)
-    for first in range(0, splits, ROUND):
-        for split in tl.static_range(ROUND):
-            slot = (sample * splits + first + split) * channels + channel
-            inside = (channel < channels) & (first + split < splits)
-            total += tl.load(slot_ptr + slot, inside, other=0)
-    return total
-
-
-@triton.jit
-def store_slot_sums(slot_ptr, out_ptr, sample, channels, splits, CHUNK: tl.constexpr):
-    for start in range(0, channels, CHUNK):
-        channel = start + tl.arange(0, CHUNK)
-        total = add_slots(slot_ptr, sample, channel, channels, splits)
-        tl.store(out_ptr + sample * channels + channel, total, channel < channels)
+from se_fused.backends.triton.partials import add_partials
 
 
 @triton.jit
 def excite(
-    slot_ptr, z_ptr, g_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, sample, channels, hidden, splits,
+    partial_ptr, z_ptr, g_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, sample, channels, hidden, splits,
     ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_R: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """z = Σ slots;  h = act(W1 z + b1);  g = gate(W2 h + b2);  stores z and g."""
-    ACC: tl.constexpr = slot_ptr.dtype.element_ty
+    """z = Σ partials;  h = act(W1 z + b1);  g = gate(W2 h + b2);  stores z and g."""
+    ACC: tl.constexpr = partial_ptr.dtype.element_ty
     unit = tl.arange(0, BLOCK_R)
     products = tl.zeros([BLOCK_R, CHUNK], ACC)
     for start in range(0, channels, CHUNK):
         channel = start + tl.arange(0, CHUNK)
-        z = add_slots(slot_ptr, sample, channel, channels, splits)
+        z = add_partials(partial_ptr, sample, channel, channels, splits)
         tl.store(z_ptr + sample * channels + channel, z, channel < channels)
         products += _weight(w1_ptr, unit, channel, hidden, channels, ACC) * z[None, :]
     h = act(tl.sum(products, 1) + _bias(b1_ptr, unit, hidden, ACC), ACT)
@@ -66,13 +36,13 @@ def excite(
 
 @triton.jit
 def excite_backward(
-    slot_ptr, z_ptr, g_ptr, w1_ptr, b1_ptr, w2_ptr, dp1_ptr, h_ptr, dp2_ptr, share_ptr,
+    partial_ptr, z_ptr, g_ptr, w1_ptr, b1_ptr, w2_ptr, dp1_ptr, h_ptr, dp2_ptr, grad_mean_ptr,
     sample, channels, spatial, hidden, splits,
     ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_R: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """dg = Σ slots;  dp2 = dg gate';  dp1 = (dp2 W2) act'(p1);  share = (dp1 W1) / M, every
-    position's share of dz;  stores dp2, h, dp1 and share."""
-    ACC: tl.constexpr = slot_ptr.dtype.element_ty
+    """dg = Σ partials;  dp2 = dg gate';  dp1 = (dp2 W2) act'(p1);  grad_mean = (dp1 W1) / M;
+    stores dp2, h, dp1 and grad_mean."""
+    ACC: tl.constexpr = partial_ptr.dtype.element_ty
     unit = tl.arange(0, BLOCK_R)
     p1_products = tl.zeros([BLOCK_R, CHUNK], ACC)
     dh_products = tl.zeros([CHUNK, BLOCK_R], ACC)
@@ -81,7 +51,7 @@ def excite_backward(
         index = sample * channels + channel
         z = tl.load(z_ptr + index, channel < channels, other=0)
         g = tl.load(g_ptr + index, channel < channels, other=0)
-        dg = add_slots(slot_ptr, sample, channel, channels, splits)
+        dg = add_partials(partial_ptr, sample, channel, channels, splits)
         dp2 = dg * gate_derivative(g, GATE)
         tl.store(dp2_ptr + index, dp2, channel < channels)
         p1_products += _weight(w1_ptr, unit, channel, hidden, channels, ACC) * z[None, :]
@@ -94,8 +64,8 @@ def excite_backward(
     for start in range(0, channels, CHUNK):
         channel = start + tl.arange(0, CHUNK)
         w1 = _weight(w1_ptr, unit, channel, hidden, channels, ACC)
-        share = tl.sum(w1 * dp1[:, None], 0) / spatial
-        tl.store(share_ptr + sample * channels + channel, share, channel < channels)
+        grad_mean = tl.sum(w1 * dp1[:, None], 0) / spatial
+        tl.store(grad_mean_ptr + sample * channels + channel, grad_mean, channel < channels)
 
 
 @triton.jit

@@ -10,6 +10,9 @@ LAYOUT is one of
 import triton
 import triton.language as tl
 
+# As many of a thread's elements as lie along positions, in either layout, with up to 4 warps.
+FOLD = tl.constexpr(2)
+
 
 @triton.jit
 def program_index(blocks_per_sample, tiles_per_block, REVERSE: tl.constexpr, INT64: tl.constexpr):
@@ -74,12 +77,12 @@ def channel_sums(
 ):  # fmt: skip
     """A tile, zero where it is masked, summed over positions, [BLOCK_C]."""
     if LAYOUT == "flat":
-        tile = planes(tile, BLOCK_C, BLOCK_M, PLANE)
+        tile = unflatten_planes(tile, BLOCK_C, BLOCK_M, PLANE)
     return tl.sum(tile, 1)
 
 
 @triton.jit
-def planes(tile, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr, other=0):
+def unflatten_planes(tile, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr, other=0):
     """A flat tile by planes, [BLOCK_C, BLOCK_M], ``other`` beyond PLANE."""
     position = tl.arange(0, BLOCK_M)[None, :]
     inside = position < PLANE
@@ -102,24 +105,49 @@ def per_element(
 
 
 @triton.jit
-def normalization(
-    center_ptr, scale_ptr, shift_ptr, channel, channels,
-    LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
-):  # fmt: skip
-    """center, scale and shift for each element of a tile; those of u = x without pointers."""
-    if center_ptr is None:
-        return 0.0, 1.0, 0.0
-    else:
-        center = per_channel(center_ptr, channel, channels, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
-        scale = per_channel(scale_ptr, channel, channels, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
-        shift = per_channel(shift_ptr, channel, channels, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
-        return center, scale, shift
-
-
-@triton.jit
 def per_channel(
     value_ptr, channel, channels,
     LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
 ):  # fmt: skip
-    values = tl.load(value_ptr + channel, channel < channels, other=0)
-    return per_element(values, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
+    """Values of the channels from memory, for each element of a tile; 0 without a pointer."""
+    if value_ptr is None:
+        return 0.0
+    else:
+        values = tl.load(value_ptr + channel, channel < channels, other=0)
+        return per_element(values, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
+
+
+@triton.jit
+def fold(
+    tile,
+    LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, PLANE: tl.constexpr,
+):  # fmt: skip
+    """A tile, zero where it is masked, with FOLD positions summed that one thread holds: so that
+    the accumulators of five sums fit in registers. A flat tile is alone: all of it."""
+    if LAYOUT == "flat":
+        return channel_sums(tile, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
+    else:
+        GROUP: tl.constexpr = min(BLOCK_M, FOLD)
+        if LAYOUT == "channels_last":
+            return tl.sum(tl.reshape(tile, [BLOCK_C, GROUP, BLOCK_M // GROUP]), 1)
+        else:
+            return tl.sum(tl.reshape(tile, [BLOCK_C, BLOCK_M // GROUP, GROUP]), 2)
+
+
+@triton.jit
+def folded_zeros(
+    LAYOUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, ACC: tl.constexpr
+):
+    if LAYOUT == "flat":
+        return tl.zeros([BLOCK_C], ACC)
+    else:
+        return tl.zeros([BLOCK_C, BLOCK_M // min(BLOCK_M, FOLD)], ACC)
+
+
+@triton.jit
+def unfold(sums, LAYOUT: tl.constexpr):
+    """Folded tiles summed over positions, [BLOCK_C]."""
+    if LAYOUT == "flat":
+        return sums
+    else:
+        return tl.sum(sums, 1)

@@ -11,14 +11,14 @@ from functools import partial
 import torch
 import triton
 
-from se_fused import plan
+from se_fused.backends.triton import plan
 
 ENABLED = os.environ.get("SE_FUSED_AUTOTUNE", "0") == "1"
 # 2 warps hold 64 registers of a tile of 16 KB a thread, about as many as leave room for a second
 # program; with 8 a thread still has a 16-byte access of a 16-bit map.
 WARPS = (2, 4, 8)
 # What changes the winner: the shape and layout of the map, not the number of samples.
-KEY = ("channels", "spatial", "hidden", "LAYOUT", "ACT")
+KEY = ("channels", "spatial", "hidden", "LAYOUT", "ACT", "NORM_ACT", "STATISTIC")
 # Of the time with the plan's number, from which another is taken.
 GAIN = 1.05
 

@@ -1,12 +1,12 @@
 """The bit mask of a ReLU: a byte for eight elements of a tile, along what runs fastest.
 
-Rows and bits as in ``se_fused/backends/__init__.py``; LAYOUT and tiles as in tiles.py.
+Rows and bits as in ``se_fused/backends/README.md``; LAYOUT and tiles as in tiles.py.
 """
 
 import triton
 import triton.language as tl
 
-from se_fused.backends.triton.tiles import planes
+from se_fused.backends.triton.tiles import unflatten_planes
 
 
 @triton.jit
@@ -16,7 +16,7 @@ def store_bits(
 ):  # fmt: skip
     """Packs a tile of int32 that is 1 or 0, and 0 where it is masked."""
     if LAYOUT == "flat":
-        bits = planes(bits, BLOCK_C, BLOCK_M, PLANE)
+        bits = unflatten_planes(bits, BLOCK_C, BLOCK_M, PLANE)
     offset, inside = _byte_offsets(sample, block, tile, channels, spatial, LAYOUT, BLOCK_C, BLOCK_M)
     if LAYOUT == "channels_last":
         GROUP: tl.constexpr = min(BLOCK_C, 8)

@@ -14,15 +14,15 @@ TILE_BYTES = 16384
 MIN_RUN, MAX_POSITIONS, MAX_CHANNELS = 64, 1024, 64
 # Reduce programs wanted per multiprocessor before the spatial extent is no longer split.
 PROGRAMS_PER_MULTIPROCESSOR = 8
-# The last program of a sample loads so many of its slots at once. There is one such round, but for
+# The last program of a sample loads so many of its partial sums at once. There is one such round, but for
 # few samples: there as many splits, up to MAX_SPLITS, as give each multiprocessor BUSY_PROGRAMS.
-SLOTS_PER_ROUND = 8
+PARTIALS_PER_ROUND = 8
 BUSY_PROGRAMS, MAX_SPLITS = 4, 32
 WARPS = 4
 # The widest access of a GPU, in bytes.
 ACCESS_BYTES = 16
 # The per-sample excitation keeps all hidden units in registers, beside a chunk of channels and a
-# round of their slots.
+# round of their partial sums.
 MAX_HIDDEN = 256
 EXCITATION_TILE_BYTES = 8192
 MAX_CHUNK = 512
@@ -39,7 +39,7 @@ class Device(NamedTuple):
 
 
 class Plan(NamedTuple):
-    layout: str  # contiguous, channels_last or flat: see backends/triton/tiles.py
+    layout: str  # contiguous, channels_last or flat: see tiles.py
     block_c: int
     block_m: int
     align: int
@@ -78,7 +78,7 @@ def most_splits(programs: int, device: Device) -> int:
     would have all of them."""
     wanted = cdiv(PROGRAMS_PER_MULTIPROCESSOR * device.multiprocessors, programs)
     busy = cdiv(BUSY_PROGRAMS * device.multiprocessors, programs)
-    return max(1, min(wanted, max(SLOTS_PER_ROUND, min(busy, MAX_SPLITS))))
+    return max(1, min(wanted, max(PARTIALS_PER_ROUND, min(busy, MAX_SPLITS))))
 
 
 def tile(
@@ -122,11 +122,11 @@ def excites_in_reduce(
 ) -> bool:
     """Whether the reduce launch also computes the excitation, sample by sample.
 
-    Each sample's last program then reads its slots, splits·C·acc_itemsize bytes, and both weight
+    Each sample's last program then reads its partial sums, splits·C·acc_itemsize bytes, and both weight
     matrices from L2, 2·R·C·weight_itemsize. Costs, in ns:
-        the last of them, alone and bound by latency       (slots + weights) / PROGRAM_RATE
+        the last of them, alone and bound by latency       (partials + weights) / PROGRAM_RATE
         all of them, beside the map's own traffic          N·weights / (MULTIPROCESSOR_RATE·P)
-    The other way, the slots are read only where there are several splits, and
+    The other way, the partial sums are read only where there are several splits, and
         small kernels between the launches                 LAUNCHES_BETWEEN · LAUNCH_TIME
         that read the weights once                         weights / (MULTIPROCESSOR_RATE·P)
     Weights beyond half of L2 would come from memory for every sample, and hidden units beyond
@@ -136,11 +136,11 @@ def excites_in_reduce(
     weight_bytes = 2 * channels * hidden * weight_itemsize
     if hidden > MAX_HIDDEN or 2 * weight_bytes > device.l2_bytes:
         return False
-    slots = splits * channels * acc_itemsize / PROGRAM_RATE
+    partials = splits * channels * acc_itemsize / PROGRAM_RATE
     all_together = MULTIPROCESSOR_RATE * device.multiprocessors
-    inside = slots + weight_bytes / PROGRAM_RATE + samples * weight_bytes / all_together
+    inside = partials + weight_bytes / PROGRAM_RATE + samples * weight_bytes / all_together
     between = LAUNCHES_BETWEEN * LAUNCH_TIME + weight_bytes / all_together
-    return inside <= between + (slots if splits > 1 else 0)
+    return inside <= between + (partials if splits > 1 else 0)
 
 
 def excitation_tile(channels: int, hidden: int, acc_bytes: int) -> tuple[int, int]:

@@ -1,0 +1,64 @@
+"""Results of the programs of a reduce launch, joined by the last of a sample's programs to finish.
+
+Partial results are [K, N, splits, C], results [K, N, C]. ``counter_ptr`` [N], zero before the
+launch, counts a sample's finished programs; None where there is one split and nothing to excite:
+partial results are the results. No program waits for another, and sums have a fixed order.
+"""
+
+import triton
+import triton.language as tl
+
+from se_fused.backends.triton import plan
+
+ROUND = tl.constexpr(plan.PARTIALS_PER_ROUND)
+NOTHING = tl.constexpr(float("-inf"))  # the maximum of it
+
+
+@triton.jit
+def finishes_sample(counter_ptr, sample, programs):
+    """Whether this program is the last of its sample's; if so, it sees what the others stored."""
+    tl.debug_barrier()  # the release below is one thread's: all warps must have stored before it
+    return tl.atomic_add(counter_ptr + sample, 1, sem="acq_rel") == programs - 1
+
+
+@triton.jit
+def add_partials(partial_ptr, sample, channel, channels, splits):
+    """Those of a sample summed over splits, always in the same order; the loads of a round do not
+    wait for one another."""
+    total = tl.zeros(channel.shape, partial_ptr.dtype.element_ty)
+    for first in range(0, splits, ROUND):
+        for split in tl.static_range(ROUND):
+            index = (sample * splits + first + split) * channels + channel
+            inside = (channel < channels) & (first + split < splits)
+            total += tl.load(partial_ptr + index, inside, other=0)
+    return total
+
+
+@triton.jit
+def store_sums(partial_ptr, out_ptr, sample, channels, splits, CHUNK: tl.constexpr):
+    for start in range(0, channels, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        total = add_partials(partial_ptr, sample, channel, channels, splits)
+        tl.store(out_ptr + sample * channels + channel, total, channel < channels)
+
+
+@triton.jit
+def store_maxima(partial_ptr, out_ptr, sample, channels, splits, CHUNK: tl.constexpr):
+    for start in range(0, channels, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        most = tl.zeros([CHUNK], partial_ptr.dtype.element_ty) + NOTHING
+        for first in range(0, splits, ROUND):
+            for split in tl.static_range(ROUND):
+                index = (sample * splits + first + split) * channels + channel
+                inside = (channel < channels) & (first + split < splits)
+                m = tl.load(partial_ptr + index, inside, other=NOTHING)
+                most = tl.maximum(most, m, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(out_ptr + sample * channels + channel, most, channel < channels)
+
+
+@triton.jit
+def largest(tile, axis: tl.constexpr):
+    """As torch.amax, a NaN is a maximum; ``tl.max`` leaves it out."""
+    is_nan = tile != tile
+    most = tl.max(tl.where(is_nan, NOTHING, tile), axis)
+    return tl.where(tl.max(is_nan.to(tl.int32), axis) > 0, float("nan"), most)
