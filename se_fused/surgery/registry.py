@@ -35,128 +35,70 @@ def clamp_gate(p: Tensor) -> Tensor:
     return torch.clamp(0.2 * p + 0.5, 0.0, 1.0)
 
 
+def _at(fc1: str, act, fc2: str | None, gate) -> LayerPaths:
+    return LayerPaths(fc1, act, fc2, gate, norm=None)
+
+
+_HF = "transformers.models"
 FAMILIES = (
     Family(("timm.layers.squeeze_excite.SEModule",), LayerPaths()),
-    Family(
-        ("timm.models._efficientnet_blocks.SqueezeExcite",),
-        LayerPaths("conv_reduce", "act1", "conv_expand", "gate", None),
-    ),
-    Family(
-        ("timm.layers.squeeze_excite.EffectiveSEModule",),
-        LayerPaths("fc", None, None, "gate", None),
-    ),
-    Family(("timm.models.hgnet.EseModule",), LayerPaths("conv", None, None, "sigmoid", None)),
-    Family(
-        ("timm.layers.squeeze_excite.SqueezeExciteCl",),
-        LayerPaths(norm=None),
-        ReplacedChannelsLast,
-    ),
-    Family(
-        (
-            "timm.models.senet.SEModule",
+    Family(("timm.models._efficientnet_blocks.SqueezeExcite",),
+           _at("conv_reduce", "act1", "conv_expand", "gate")),
+    Family(("timm.layers.squeeze_excite.EffectiveSEModule",), _at("fc", None, None, "gate")),
+    Family(("timm.models.hgnet.EseModule",), _at("conv", None, None, "sigmoid")),
+    Family(("timm.layers.squeeze_excite.SqueezeExciteCl",),
+           _at("fc1", "act", "fc2", "gate"), ReplacedChannelsLast),
+    Family(("timm.models.senet.SEModule",
             "pretrainedmodels.models.senet.SEModule",
-            "segmentation_models_pytorch.encoders._senet.SEModule",
-        ),
-        LayerPaths("fc1", "relu", "fc2", "sigmoid", None),
-    ),
-    Family(
-        ("torchvision.ops.misc.SqueezeExcitation",),
-        LayerPaths("fc1", "activation", "fc2", "scale_activation", None),
-    ),
-    Family(
-        (
-            "monai.networks.blocks.squeeze_and_excitation.ChannelSELayer",
+            "segmentation_models_pytorch.encoders._senet.SEModule"),
+           _at("fc1", "relu", "fc2", "sigmoid")),
+    Family(("torchvision.ops.misc.SqueezeExcitation",),
+           _at("fc1", "activation", "fc2", "scale_activation")),
+    Family(("monai.networks.blocks.squeeze_and_excitation.ChannelSELayer",
             "monai.networks.blocks.squeeze_and_excitation.ResidualSELayer",
-            "senet.se_module.SELayer",
-        ),
-        LayerPaths("fc.0", "fc.1", "fc.2", "fc.3", None),
-    ),
-    Family(
-        ("segmentation_models_pytorch.base.modules.SCSEModule",),
-        LayerPaths("cSE.1", "cSE.2", "cSE.3", "cSE.4", None),
-        ReplacedSCSE,
-    ),
-    Family(
-        ("segmentation_models_pytorch.encoders.mobileone.SEBlock",),
-        LayerPaths("reduce", torch.relu, "expand", torch.sigmoid, None),
-    ),
-    Family(
-        (
-            "transformers.models.efficientnet.modeling_efficientnet.EfficientNetSqueezeExciteLayer",
-            "transformers.models.align.modeling_align.AlignVisionSqueezeExciteLayer",
-        ),
-        LayerPaths("reduce", "act_reduce", "expand", "act_expand", None),
-    ),
-    Family(
-        ("transformers.models.regnet.modeling_regnet.RegNetSELayer",),
-        LayerPaths("attention.0", "attention.1", "attention.2", "attention.3", None),
-    ),
-    Family(
-        (
-            "transformers.models.pp_lcnet.modeling_pp_lcnet.PPLCNetSqueezeExcitationModule",
-            "transformers.models.pp_lcnet_v3.modeling_pp_lcnet_v3.PPLCNetV3SqueezeExcitationModule",
-            "transformers.models.pp_lcnet_v4.modeling_pp_lcnet_v4.PPLCNetV4SqueezeExcitationModule",
-        ),
-        LayerPaths("convolutions.0", "convolutions.1", "convolutions.2", "convolutions.3", None),
-    ),
-    Family(
-        (
-            "transformers.models.pp_ocrv5_mobile_det.modeling_pp_ocrv5_mobile_det"
+            "senet.se_module.SELayer"),
+           _at("fc.0", "fc.1", "fc.2", "fc.3")),
+    Family(("segmentation_models_pytorch.base.modules.SCSEModule",),
+           _at("cSE.1", "cSE.2", "cSE.3", "cSE.4"), ReplacedSCSE),
+    Family(("segmentation_models_pytorch.encoders.mobileone.SEBlock",),
+           _at("reduce", torch.relu, "expand", torch.sigmoid)),
+    Family((f"{_HF}.efficientnet.modeling_efficientnet.EfficientNetSqueezeExciteLayer",
+            f"{_HF}.align.modeling_align.AlignVisionSqueezeExciteLayer"),
+           _at("reduce", "act_reduce", "expand", "act_expand")),
+    Family((f"{_HF}.regnet.modeling_regnet.RegNetSELayer",),
+           _at("attention.0", "attention.1", "attention.2", "attention.3")),
+    Family((f"{_HF}.pp_lcnet.modeling_pp_lcnet.PPLCNetSqueezeExcitationModule",
+            f"{_HF}.pp_lcnet_v3.modeling_pp_lcnet_v3.PPLCNetV3SqueezeExcitationModule",
+            f"{_HF}.pp_lcnet_v4.modeling_pp_lcnet_v4.PPLCNetV4SqueezeExcitationModule"),
+           _at("convolutions.0", "convolutions.1", "convolutions.2", "convolutions.3")),
+    Family((f"{_HF}.pp_ocrv5_mobile_det.modeling_pp_ocrv5_mobile_det"
             ".PPOCRV5MobileDetSqueezeExcitationModule",
-            "transformers.models.pp_ocrv6_small_det.modeling_pp_ocrv6_small_det"
-            ".PPOCRV6SmallDetSqueezeExcitationModule",
-        ),
-        LayerPaths("conv1", "act_fn", "conv2", clamp_gate, None),
-    ),
-    Family(
-        ("transformers.models.qwen2_5_omni.modeling_qwen2_5_omni.SqueezeExcitationBlock",),
-        LayerPaths("conv1", "relu", "conv2", "sigmoid", None),
-    ),
-    Family(
-        (
-            "mmpretrain.models.utils.se_layer.SELayer",
-            "mmdet.models.layers.se_layer.SELayer",
-        ),
-        LayerPaths("conv1.conv", "conv1.activate", "conv2.conv", "conv2.activate", None),
-    ),
-    Family(
-        ("mmdet.models.layers.se_layer.ChannelAttention",),
-        LayerPaths("fc", None, None, "act", None),
-    ),
-    Family(
-        ("composer.algorithms.squeeze_excite.squeeze_excite.SqueezeExcite2d",),
-        LayerPaths("pool_and_mlp.2", "pool_and_mlp.3", "pool_and_mlp.4", "pool_and_mlp.5", None),
-    ),
-    Family(
-        ("image_classification.models.common.SequentialSqueezeAndExcitation",),
-        LayerPaths("squeeze", "activation", "expand", "sigmoid", None),
-    ),
-    Family(
-        ("geffnet.efficientnet_builder.SqueezeExcite",),
-        LayerPaths("conv_reduce", "act1", "conv_expand", "gate_fn", None),
-    ),
-    Family(
-        ("pytorchcv.models.common.att.SEBlock",),
-        LayerPaths("conv1", "activ", "conv2", "sigmoid", None),
-    ),
-    Family(
-        ("catalyst.contrib.layers.se.cSE",),
-        LayerPaths("linear1", torch.relu, "linear2", torch.sigmoid, None),
-    ),
-    Family(
-        ("src.models.tresnet_v2.layers.squeeze_and_excite.SEModule",),
-        LayerPaths("fc1", "relu", "fc2", "activation", None),
-    ),
-)
+            f"{_HF}.pp_ocrv6_small_det.modeling_pp_ocrv6_small_det"
+            ".PPOCRV6SmallDetSqueezeExcitationModule"),
+           _at("conv1", "act_fn", "conv2", clamp_gate)),
+    Family((f"{_HF}.qwen2_5_omni.modeling_qwen2_5_omni.SqueezeExcitationBlock",),
+           _at("conv1", "relu", "conv2", "sigmoid")),
+    Family(("mmpretrain.models.utils.se_layer.SELayer", "mmdet.models.layers.se_layer.SELayer"),
+           _at("conv1.conv", "conv1.activate", "conv2.conv", "conv2.activate")),
+    Family(("mmdet.models.layers.se_layer.ChannelAttention",), _at("fc", None, None, "act")),
+    Family(("composer.algorithms.squeeze_excite.squeeze_excite.SqueezeExcite2d",),
+           _at("pool_and_mlp.2", "pool_and_mlp.3", "pool_and_mlp.4", "pool_and_mlp.5")),
+    Family(("image_classification.models.common.SequentialSqueezeAndExcitation",),
+           _at("squeeze", "activation", "expand", "sigmoid")),
+    Family(("geffnet.efficientnet_builder.SqueezeExcite",),
+           _at("conv_reduce", "act1", "conv_expand", "gate_fn")),
+    Family(("pytorchcv.models.common.att.SEBlock",), _at("conv1", "activ", "conv2", "sigmoid")),
+    Family(("catalyst.contrib.layers.se.cSE",),
+           _at("linear1", torch.relu, "linear2", torch.sigmoid)),
+    Family(("src.models.tresnet_v2.layers.squeeze_and_excite.SEModule",),
+           _at("fc1", "relu", "fc2", "activation")),
+)  # fmt: skip
 
 # SE modules that cannot be replaced, and why.
+_PADDED = "its mean leaves out the padding of each sample; FusedSE's mean is over the whole map"
 NOT_FUSIBLE = {
-    "nemo.collections.asr.parts.submodules.jasper.SqueezeExcite": (
-        "its mean leaves out the padding of each sample; FusedSE's mean is over the whole map"
-    ),
-    "speechbrain.lobes.models.ECAPA_TDNN.SEBlock": (
-        "its mean leaves out the padding of each sample; FusedSE's mean is over the whole map"
-    ),
+    "nemo.collections.asr.parts.submodules.jasper.SqueezeExcite": _PADDED,
+    "speechbrain.lobes.models.ECAPA_TDNN.SEBlock": _PADDED,
     "image_classification.models.common.SqueezeAndExcitation": (
         "it returns the gate; its caller multiplies"
     ),
@@ -168,9 +110,7 @@ NOT_FUSIBLE = {
 BY_CLASS = {path: family for family in FAMILIES for path in family.classes}
 # efficientnet-pytorch, segmentation-models-pytorch and MONAI spell SE out in the block's forward:
 # known by the layers of the block, whatever its class.
-MBCONV = Family(
-    (), LayerPaths("_se_reduce", "_swish", "_se_expand", torch.sigmoid, None), ReplacedMBConv
-)
+MBCONV = Family((), _at("_se_reduce", "_swish", "_se_expand", torch.sigmoid), ReplacedMBConv)
 MBCONV_LAYERS = (
     "_depthwise_conv", "_bn1", "_se_reduce", "_swish", "_se_expand", "_project_conv", "_bn2",
 )  # fmt: skip
