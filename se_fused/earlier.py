@@ -1,6 +1,7 @@
 """The names by which whole models that were pickled earlier look up classes and functions.
 
-A state_dict has no such names. Importing this file makes the earlier modules importable.
+A state_dict has no such names. Importing this file makes the earlier modules importable. Form,
+LayerPaths and Insertion are pickled by position: new fields of theirs come last.
 """
 
 import sys
