@@ -1,5 +1,6 @@
 """Fused squeeze-and-excitation for PyTorch."""
 
+from se_fused import earlier as _earlier  # noqa: F401
 from se_fused.backends import backend
 from se_fused.functional import (
     batch_norm_squeeze_excite,

@@ -84,61 +84,24 @@ _MODULES = {
     nn.Hardsigmoid: "hardsigmoid",
     nn.Tanh: "tanh",
 }
-# The same in libraries that need not be installed, by where they are defined.
-_SIMPLE = {
-    **dict.fromkeys(("swish", "Swish"), "silu"),
-    **dict.fromkeys(("sigmoid", "Sigmoid"), "sigmoid"),
-    **dict.fromkeys(("tanh", "Tanh"), "tanh"),
-    **dict.fromkeys(("hard_swish", "HardSwish"), "hardswish"),
-    **dict.fromkeys(("hard_sigmoid", "HardSigmoid"), "hardsigmoid"),
-}
-_MEMORY_EFFICIENT = {
-    **dict.fromkeys(("swish_me", "SwishMe"), "silu"),
-    **dict.fromkeys(("hard_swish_me", "HardSwishMe"), "hardswish"),
-    **dict.fromkeys(("hard_sigmoid_me", "HardSigmoidMe"), "hardsigmoid"),
-}
-_LIBRARIES = {
-    "torch.nn.functional": {
-        name: name
-        for name in ("relu", "silu", "hardswish", "leaky_relu", "sigmoid", "hardsigmoid", "tanh")
-    },
-    "timm.layers.activations": _SIMPLE | dict.fromkeys(("gelu", "GELU"), "gelu"),
-    "timm.layers.activations_me": _MEMORY_EFFICIENT,
-    "geffnet.activations.activations": _SIMPLE,
-    "geffnet.activations.activations_me": _MEMORY_EFFICIENT,
-    "transformers.activations": {
-        "SiLUActivation": "silu",
-        "GELUActivation": "gelu",
-        "LinearActivation": "identity",
-    },
-    "monai.networks.blocks.activation": dict.fromkeys(
-        ("Swish", "MemoryEfficientSwish", "monai_swish"), "silu"
-    ),
-    "efficientnet_pytorch.utils": dict.fromkeys(("Swish", "MemoryEfficientSwish"), "silu"),
-    "mmcv.cnn.bricks.activation": {"GELU": "gelu"},
-    "mmcv.cnn.bricks.hsigmoid": {"HSigmoid": "hardsigmoid"},
-    "mmcv.cnn.bricks.hswish": {"HSwish": "hardswish"},
-    "mmcv.cnn.bricks.swish": {"Swish": "silu"},
-    "pytorchcv.models.common.activ": {
-        "Swish": "silu", "HSwish": "hardswish", "HSigmoid": "hardsigmoid",
-    },
-}
-_ELSEWHERE = {
+_FUNCTIONS = {
     torch.relu: "relu",
     torch.sigmoid: "sigmoid",
     torch.tanh: "tanh",
     torch.positive: "identity",
     F.gelu: "gelu",
-    **{(m, n): name for m, known in _LIBRARIES.items() for n, name in known.items()},
 }
-# Classes that compute the function with these arguments only.
-_ARGUMENTS = {
+# The same for what others define, by (module, name); more are registered here at import.
+NAMES_BY_PATH = {
+    ("torch.nn.functional", name): name
+    for name in ("relu", "silu", "hardswish", "leaky_relu", "sigmoid", "hardsigmoid", "tanh")
+}
+# By the name of a class: it computes the function with these values of its attributes only.
+ARGUMENTS = {
     "LeakyReLU": {"negative_slope": LEAKY_SLOPE},
     "GELU": {"approximate": "none"},
-    "Swish": {"alpha": 1.0},
-    "HSigmoid": {"bias": 3.0, "divisor": 6.0, "min_value": 0.0, "max_value": 1.0},
 }
-# Spellings in use elsewhere (timm's create_act_layer among them).
+# Other spellings in use.
 _ALIASES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
 _BY_NAME = {name: cls for cls, name in _MODULES.items()}
 
@@ -151,8 +114,8 @@ def function_name(layer) -> str | None:
         kind = cls if isinstance(layer, nn.Module) else layer
         # By __name__, since not every torch.compile can look a function's __qualname__ up.
         path = kind.__module__, getattr(kind, "__name__", None)
-        name = _ELSEWHERE.get(kind) or _ELSEWHERE.get(path)
-    for argument, value in _ARGUMENTS.get(cls.__name__, {}).items():
+        name = _FUNCTIONS.get(kind) or NAMES_BY_PATH.get(path)
+    for argument, value in ARGUMENTS.get(cls.__name__, {}).items():
         if getattr(layer, argument, value) != value:
             return None
     return name

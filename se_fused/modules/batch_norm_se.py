@@ -1,7 +1,5 @@
 """``FusedBatchNormSE``: BatchNorm, activation, SE, residual and ReLU as one module."""
 
-import sys
-
 import torch
 import torch.distributed as dist
 import torch.fx
@@ -13,17 +11,12 @@ from se_fused.modules.layers import Specification, has_global_hooks, is_beside, 
 from se_fused.modules.scripting import batch_norm_squeeze_excite, scripted_as
 from se_fused.modules.se import FusedSE, specification_of, traced
 
-# The normalisations known, with the dims of the maps that they take; and timm's, which have their
-# activation inside, with the one that each extends.
+# The normalisations known, with the dims of the maps that they take.
 BATCH_NORMS = {
     nn.BatchNorm1d: (2, 3),
     nn.BatchNorm2d: (4,),
     nn.BatchNorm3d: (5,),
     nn.SyncBatchNorm: (2, 3, 4, 5),
-}
-BATCH_NORM_ACTS = {
-    ("timm.layers.norm_act", "BatchNormAct2d"): nn.BatchNorm2d,
-    ("timm.layers.norm_act", "SyncBatchNormAct"): nn.SyncBatchNorm,
 }
 
 
@@ -104,24 +97,21 @@ class FusedBatchNormSE(nn.Module):
             )
         if isinstance(x, torch.fx.Proxy):
             return traced(self, x) if residual is None else traced(self, x, residual)
-        return batch_norm_se(self.bn, self.act, self.se, x, residual, self.post_act)
+        modules = self.bn, self.act, self.se
+        found = block_specification(*modules, x, residual, self.post_act)
+        if found is not None:
+            return fused(*modules, x, residual, self.post_act, found)
+        y = self.se(self.act(self.bn(x)))
+        if residual is not None:
+            y = y + residual
+        return self.post_act(y)
 
     def extra_repr(self) -> str:
         return f"add={self.add}"
 
 
-def batch_norm_se(bn, act, se, x, residual=None, post_act=None, unfused=None) -> Tensor:
-    """``post_act(se(act(bn(x))) + residual)`` of modules that a model has: fused where they allow
-    it at this call, else one after another.
-
-    Where bn is timm's BatchNormAct2d or SyncBatchNormAct, act is the one inside it. unfused: what
-    to call with se, x and residual where they do not.
-    """
-    found = block_specification(bn, act, se, x, residual, post_act)
-    if found is None:
-        if unfused is not None:
-            unfused(se, x, residual)
-        return _one_by_one(bn, act, se, x, residual, post_act)
+def fused(bn, act, se, x, residual, post_act, found: Specification) -> Tensor:
+    """``post_act(se(act(bn(x))) + residual)`` as one function; found: by block_specification."""
     w1, b1, w2, b2, inner_act, gate = found
     is_tracking = bn.training and bn.track_running_stats
     has_running = bn.running_mean is not None and (is_tracking or not bn.training)
@@ -148,11 +138,16 @@ def batch_norm_se(bn, act, se, x, residual=None, post_act=None, unfused=None) ->
     )
 
 
-def block_specification(bn, act, se, x, residual, post_act) -> Specification | None:
-    """Weights and names of the SE between, if the modules are fused at this call."""
+def block_specification(
+    bn, act, se, x, residual, post_act, dims: tuple[int, ...] | None = None
+) -> Specification | None:
+    """Weights and names of the SE between, if the modules are fused at this call.
+
+    dims: of the maps that bn takes, where its class is none of PyTorch's.
+    """
     if not is_plain(x) or has_global_hooks():
         return None
-    if x.dim() not in (_dims_of(bn) or ()):
+    if x.dim() not in (dims or BATCH_NORMS.get(type(bn), ())):
         return None
     if _name(act) not in NORM_ACTS or _name(post_act) not in POST_ACTS:
         return None
@@ -175,38 +170,8 @@ def is_like(residual, x: Tensor) -> bool:
     )
 
 
-def _one_by_one(bn, act, se, x, residual, post_act):
-    x = bn(x)
-    has_own_act = type(bn) not in BATCH_NORMS and act is getattr(bn, "act", None)
-    if act is not None and not has_own_act:
-        x = act(x)
-    y = se(x)
-    if residual is not None:
-        y = y + residual
-    return y if post_act is None else post_act(y)
-
-
-def _dims_of(bn) -> tuple[int, ...] | None:
-    cls = type(bn)
-    extended = BATCH_NORM_ACTS.get((cls.__module__, cls.__qualname__))
-    if extended is not None and type(getattr(bn, "drop", None)) is nn.Identity:
-        return BATCH_NORMS[extended]
-    return BATCH_NORMS.get(cls)
-
-
 def _name(act) -> str | None:
     return "identity" if act is None else function_name(act)
-
-
-def synchronised_or_not(cls: type) -> tuple[type, ...]:
-    """The classes that a norm may have before and after a conversion to SyncBatchNorm or back."""
-    if cls is nn.SyncBatchNorm:
-        return tuple(BATCH_NORMS)
-    if cls in BATCH_NORMS:
-        return cls, nn.SyncBatchNorm
-    other = {"BatchNormAct2d": "SyncBatchNormAct", "SyncBatchNormAct": "BatchNormAct2d"}
-    found = getattr(sys.modules[cls.__module__], other.get(cls.__qualname__, ""), cls)
-    return tuple({cls: None, found: None})
 
 
 def _count_batch(bn, is_tracking: bool) -> float:

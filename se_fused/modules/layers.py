@@ -14,7 +14,7 @@ from se_fused.activations import ACTS, GATES, function_name
 from se_fused.memory_format import acc_dtype
 
 
-class Slots(NamedTuple):
+class LayerPaths(NamedTuple):
     """Where a block has its layers: an attribute path ("fc.0"), a function, or None for no layer.
 
     Without ``fc2`` the block has one layer and no act.
@@ -48,18 +48,18 @@ class Specification(NamedTuple):
     gate: str
 
 
-def layers_of(module: nn.Module, slots: Slots | None) -> Layers:
-    if slots is None:
+def layers_of(module: nn.Module, paths: LayerPaths | None) -> Layers:
+    if paths is None:
         return Layers()
     modules = module._modules
-    fc1, act, fc2, gate, norm = [modules.get(slot) or _layer(module, slot) for slot in slots]
+    fc1, act, fc2, gate, norm = [modules.get(path) or _layer(module, path) for path in paths]
     return Layers(fc1, act, fc2, gate, None if type(norm) is nn.Identity else norm)
 
 
-def _layer(module: nn.Module, slot: str | Callable | None):
-    if not isinstance(slot, str):
-        return slot
-    for name in slot.split("."):
+def _layer(module: nn.Module, path: str | Callable | None):
+    if not isinstance(path, str):
+        return path
+    for name in path.split("."):
         module = getattr(module, name)
     return module
 
@@ -164,21 +164,16 @@ def has_global_hooks() -> bool:
 
 _POINTWISE = {nn.Linear: None, nn.Conv1d: (1,), nn.Conv2d: (1, 1), nn.Conv3d: (1, 1, 1)}
 _NO_PADDING = {"same", "valid", (0,), (0, 0), (0, 0, 0)}
-# Convolutions padded to "same", which a kernel of 1 is without padding.
-_SAME_PADDED = {
-    ("segmentation_models_pytorch.encoders._efficientnet", "Conv2dStaticSamePadding"),
-    ("segmentation_models_pytorch.encoders._efficientnet", "Conv2dDynamicSamePadding"),
-    ("efficientnet_pytorch.utils", "Conv2dStaticSamePadding"),
-    ("efficientnet_pytorch.utils", "Conv2dDynamicSamePadding"),
-}
+# Classes that are, with a kernel of 1, one of these: by (module, name); registered at import.
+POINTWISE_BY_PATH: dict[tuple[str, str], type[nn.Module]] = {}
 
 
 def is_pointwise(layer: nn.Module) -> bool:
     cls = type(layer)
     if cls not in _POINTWISE:
-        if (cls.__module__, cls.__qualname__) not in _SAME_PADDED:
+        cls = POINTWISE_BY_PATH.get((cls.__module__, cls.__qualname__))
+        if cls is None:
             return False
-        cls = nn.Conv2d
     one = _POINTWISE[cls]
     return one is None or (
         layer.kernel_size == one and layer.groups == 1 and layer.padding in _NO_PADDING

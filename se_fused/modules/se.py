@@ -12,7 +12,7 @@ from se_fused import backends, functional, validation
 from se_fused.activations import make_module
 from se_fused.autograd import SQUEEZES
 from se_fused.modules.layers import (
-    Slots,
+    LayerPaths,
     Specification,
     dims_taken,
     has_global_hooks,
@@ -31,7 +31,7 @@ class Form(NamedTuple):
     Names of ours on a module have underscores on both sides: others are its library's.
     """
 
-    slots: Slots | None = Slots()  # None: the module ``excitation`` is the whole of it
+    paths: LayerPaths | None = LayerPaths()  # None: the module ``excitation`` is the whole of it
     swapped_squeeze: str | None = None  # None: the module's own attribute
     add_residual: bool = False  # y = x * g + x
     is_se_alone: bool = True  # of a map [N, C, *spatial], which it returns rescaled, nothing else
@@ -50,7 +50,7 @@ class Form(NamedTuple):
         """What ``squeeze_excite`` takes, if it computes this module of x; else None."""
         if self.add_residual or has_global_hooks():
             return None
-        layers = layers_of(module, self.slots)
+        layers = layers_of(module, self.paths)
         names = names_of(layers) if self.guard is None else self.names
         if names is None:
             return None
@@ -118,7 +118,7 @@ class FusedSE(nn.Module):
             raise ValueError(f"add_maxpool is squeeze='avg_max', got squeeze={squeeze!r} beside it")
         squeeze = "avg_max" if add_maxpool else squeeze
         self.squeeze = squeeze
-        self.__se_fused__ = Form(None if excitation is not None else Slots())
+        self.__se_fused__ = Form(None if excitation is not None else LayerPaths())
         if excitation is not None:
             _check_excitation(
                 excitation, rd_ratio=rd_ratio, rd_channels=rd_channels, rd_divisor=rd_divisor,
@@ -176,10 +176,10 @@ def specification_of(se: nn.Module, x: Tensor) -> Specification | None:
 def _gate(module: FusedSE, x: Tensor, form: Form, on_gate) -> Tensor:
     """What x is multiplied by, [N, C] with any number of trailing dims of size 1."""
     z = functional.squeeze(x, form.squeeze(module))
-    if form.slots is None:
+    if form.paths is None:
         g = module.excitation(z.to(_dtype_of(module.excitation, x)))
     else:
-        fc1, act, fc2, gate, norm = layers_of(module, form.slots)
+        fc1, act, fc2, gate, norm = layers_of(module, form.paths)
         ones = (1,) * (dims_taken(fc1) - 2)
         p = fc1(z.view(z.shape + ones).to(_dtype_of(fc1, x)))
         if norm is not None:
@@ -204,10 +204,10 @@ def _dtype_of(layer: nn.Module, x: Tensor) -> torch.dtype:
 
 def described(module: FusedSE, form: Form) -> str:
     """The steps of a module, how much of it is fused, and which backend runs it."""
-    layers = layers_of(module, form.slots)
+    layers = layers_of(module, form.paths)
     kind = form.squeeze(module)
     steps = ["squeeze" if kind == "avg" else f"squeeze by {kind}"]
-    if form.slots is None:
+    if form.paths is None:
         steps += ["excitation"]
     else:
         steps += ["fc1" if layers.fc2 is not None else "fc"]

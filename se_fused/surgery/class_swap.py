@@ -1,4 +1,4 @@
-"""Another forward for a module that exists: the same object, of a class made for it.
+"""Gives a module that exists another forward: the same object, of a class made for it.
 
 Only the class of the object changes, to one that inherits from the class it had. Its children,
 attributes, methods, parameters and state-dict keys are what they were, names of its library come

@@ -1,94 +1,74 @@
-"""Two forms of a module side by side: a step of each, in float64, from the same random states."""
+"""Compares two forms of a module: a step of each, in float64, from the same random states."""
 
 import copy
 import random
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from se_fused.surgery.guard import on_copies
+from se_fused.surgery.attribute_reads import SavedContainers
+from se_fused.surgery.report import NotFusible, is_verifying
 from se_fused.tracing import plain_operators
 
-_SEED = 1709
-# Of several threads: random states and the hooks of all modules are one for all of them.
+# Random states and the hooks on all modules are shared by all threads.
 _one_at_a_time = threading.RLock()
 
 
-def generator() -> torch.Generator:
-    return torch.Generator("cpu").manual_seed(_SEED)
-
-
-def example(shape: tuple[int, ...], numbers: torch.Generator) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, device="cpu", generator=numbers)
-
-
-def random_copy(module: nn.Module, numbers: torch.Generator) -> nn.Module:
-    """A copy on the CPU, in float64, with random parameters and buffers."""
-    return randomise(copy.deepcopy(module), numbers)
-
-
-def bare_copy(module: nn.Module, is_hollow: bool = False) -> nn.Module:
-    """A copy without the hooks and the patched forwards; hollow: of parameters, their shapes."""
-    memo = {}
-    for inner in module.modules():
-        own = vars(inner)
-        if not isinstance(inner, LazyModuleMixin):
-            hooks = [value for name, value in own.items() if name.endswith("_hooks")]
-            memo |= {id(value): type(value)() for value in hooks}
-        if "forward" in own:
-            memo[id(own["forward"])] = None
-        if is_hollow:
-            for t in own["_parameters"].values():
-                if t is not None and not is_lazy(t):
-                    memo[id(t)] = nn.Parameter(torch.zeros((), dtype=torch.float64).expand(t.shape))
-    twin = copy.deepcopy(module, memo)
-    for inner in twin.modules():
-        vars(inner).pop("forward", None)
-    return twin
-
-
-def randomise(twin: nn.Module, numbers: torch.Generator) -> nn.Module:
-    tensors = [*twin.parameters(), *twin.buffers()]
-    on_meta = any(t.is_meta for t in tensors)
-    twin = (twin.to_empty(device="cpu") if on_meta else twin.cpu()).double()
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.normal_(generator=numbers)
-            parameter.mul_(2 / max(parameter[:1].numel(), 1) ** 0.5)
-        for buffer in twin.buffers():
-            if buffer.is_floating_point():
-                buffer.uniform_(0.5, 1.5, generator=numbers)
-            elif on_meta:
-                buffer.zero_()
-    return twin.requires_grad_()
-
-
 @contextmanager
-def on_trial():
+def undisturbed():
     """PyTorch's own operators, with gradients, without hooks on all modules' forward, in silence;
     random states are put back if something drew."""
     with _one_at_a_time:
-        yield from _on_trial()
+        before, token = RandomStates.now(), is_verifying.set(True)
+        try:
+            with without_global_hooks(), plain_operators(), torch.inference_mode(False):
+                with torch.enable_grad():
+                    yield
+        finally:
+            is_verifying.reset(token)
+            if RandomStates.now() != before:
+                before.restore()
 
 
-def _on_trial():
-    before, token = RandomStates.now(), on_copies.set(True)
+@contextmanager
+def verifying(module: nn.Module, what: str):
+    """Undisturbed; raises NotFusible for all that is raised in it, and where the forwards in the
+    module change lists, dicts or sets outside of it, which are put back."""
+    saved, reason = SavedContainers(module), None
     try:
-        with without_global_hooks(), plain_operators(), torch.inference_mode(False):
-            with torch.enable_grad():
-                yield
+        with undisturbed():
+            yield
+    except NotFusible as error:
+        reason = str(error)
+    except Exception as error:  # whatever a library's code raises
+        reason = f"{what} could not be tried: {first_line(error)}"
     finally:
-        on_copies.reset(token)
-        if RandomStates.now() != before:
-            before.restore()
+        changed = saved.put_back()
+    if changed is not None:
+        whose = "its" if what == "it" else f"{what}'s"
+        reason = f"{whose} forward changes {changed}"
+    if reason is not None:
+        raise NotFusible(reason)
+
+
+def once(results: dict, key, function: Callable, *arguments):
+    """What a function returns, or the NotFusible that it raises; called once for a key."""
+    if key not in results:
+        try:
+            results[key] = function(*arguments)
+        except NotFusible as reason:
+            results[key] = NotFusible(str(reason))  # without the frames of its traceback
+    if isinstance(results[key], NotFusible):
+        raise NotFusible(str(results[key]))
+    return results[key]
 
 
 @contextmanager
@@ -170,7 +150,7 @@ def _same_items(value, earlier) -> bool:
 
 
 def description(module: nn.Module) -> str:
-    """Classes, arguments, names and shapes: what modules have in common that are tried once."""
+    """Classes, arguments, names and shapes: what modules have in common that are verified once."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     shapes = {name: None if is_lazy(t) else (*t.shape,) for name, t in tensors.items()}
     return f"{module!r} {shapes}"

@@ -8,13 +8,13 @@ from torch import nn
 from torch.fx import Graph
 
 from se_fused.modules.se import FusedSE
-from se_fused.surgery.blocks import FusedBlock, fuse_block, unfuse_block
-from se_fused.surgery.calls import Signature
+from se_fused.surgery.call_forms import Signature
 from se_fused.surgery.class_swap import library_of
 from se_fused.surgery.comparison import first_line
+from se_fused.surgery.fused_block import FusedBlock, fuse_block, unfuse_block
 from se_fused.surgery.graph import containers, sharing_copy, trace
-from se_fused.surgery.pattern import Match, Outside, check_se, find
-from se_fused.surgery.report import Entry, Fused, Left, Report, path_of
+from se_fused.surgery.pattern import Match, NeedsOuterBlock, check_se, find
+from se_fused.surgery.report import Entry, Fused, NotFusible, Report, check_model, path_of
 
 
 def fuse(model: nn.Module, *, example_inputs=None) -> Report:
@@ -26,10 +26,10 @@ def fuse(model: nn.Module, *, example_inputs=None) -> Report:
     a layer of another class put in the place of one of these runs by the library's forward.
     ``unfuse(model)`` undoes it.
 
-    The forward of each block is read by torch.fx, and then tried: a block is fused only if copies
-    of it with random parameters, as it is and fused, agree in float64 in results, gradients,
+    The forward of each block is read by torch.fx, and then verified: a block is fused only if
+    copies of it with random parameters, as it is and fused, agree in float64 in results, gradients,
     running statistics and random numbers drawn, in training and in eval mode, at two sizes, with
-    optional arguments left out and given. One that cannot be read or tried, whose layers have
+    optional arguments left out and given. One that cannot be read or verified, whose layers have
     hooks, parametrizations or a patched forward, or that reads what may change unseen, is left,
     with the reason in the report. Where something that a fused block relies on changes later (a
     flag, a layer's class, a hook), its library's forward runs, once with a warning; ``fuse`` again
@@ -39,7 +39,7 @@ def fuse(model: nn.Module, *, example_inputs=None) -> Report:
         model: any module. Only FusedSE modules are looked at: call ``replace_se`` first.
         example_inputs: what to call the model with, a tensor or a tuple of arguments, where blocks
             take inputs that cannot be made from their layers: a copy of the model runs once, and
-            each block is tried with inputs of the shapes that it gets there.
+            each block is verified with inputs of the shapes that it gets there.
 
     Returns:
         A report of the blocks that are fused now (as ``replaced``), each with what its fusion
@@ -48,7 +48,7 @@ def fuse(model: nn.Module, *, example_inputs=None) -> Report:
     Raises:
         TypeError: model is no module; whatever the model raises with ``example_inputs``.
     """
-    _check_model(model)
+    check_model(model)
     search = _Search(model, {} if example_inputs is None else _recorded(model, example_inputs))
     for name, module in search.modules.items():
         if isinstance(module, FusedSE):
@@ -88,7 +88,7 @@ class _Search:
         self.modules = dict(model.named_modules())
         self.blocks: dict[str, list[str]] = {}
         self.reasons: dict[str, str] = {}
-        self.traced: dict[str, list[_Traced] | Left] = {}
+        self.traced: dict[str, list[_Traced] | NotFusible] = {}
         self.fused = set()
         for name, module in self.modules.items():
             if not isinstance(module, FusedBlock) or library_of(type(module)) is None:
@@ -103,23 +103,23 @@ class _Search:
     def add(self, name: str, module: FusedSE):
         try:
             if name in self.fused:
-                raise Left("it is fused already")
+                raise NotFusible("it is fused already")
             check_se(module)
             self.blocks.setdefault(self._block_of(name), []).append(name)
-        except Left as reason:
+        except NotFusible as reason:
             self.reasons[name] = str(reason)
 
     def _block_of(self, name: str) -> str:
-        """The smallest module around it that can be fused, or a larger one with more to fuse."""
-        best, most, reason = None, "", Left("no forward around it calls it")
+        """The smallest module around it that can be fused, or a larger one that fuses more."""
+        best, most, reason = None, "", NotFusible("no forward around it calls it")
         for block in _around(name):
             try:
                 match = self._match(block, name)
-            except Outside as outside:
-                reason = outside
+            except NeedsOuterBlock as needed:
+                reason = needed
                 continue
-            except Left as left:
-                reason = left
+            except NotFusible as blocker:
+                reason = blocker
                 break
             if len(match.covers) > len(most):
                 best, most = block, match.covers
@@ -132,21 +132,21 @@ class _Search:
     def _match(self, block: str, name: str) -> Match:
         module = self.modules[block]
         if type(module).forward is nn.Module.forward:  # nn.ModuleList
-            raise Outside("no forward around it calls it")
+            raise NeedsOuterBlock("no forward around it calls it")
         if block not in self.traced:
             self.traced[block] = _traced(module)
         found, reason = self.traced[block], None
-        if isinstance(found, Left):
+        if isinstance(found, NotFusible):
             raise found
         for twin, graph in found:
             try:
                 return find(twin, graph, _inside(block, name))
-            except Left as left:
-                reason = reason or left
+            except NotFusible as blocker:
+                reason = reason or blocker
         raise reason
 
     def fuse(self) -> Report:
-        fused, tried = {}, {}
+        fused, verified = {}, {}
         for block in sorted(self.blocks, key=len, reverse=True):  # the inner before the outer
             module, names = self.modules[block], self.blocks[block]
             cls = library_of(type(module)) or type(module)
@@ -154,8 +154,8 @@ class _Search:
             earlier = module.__fusion__.names if isinstance(module, FusedBlock) else ()
             inner = *earlier, *(_inside(block, name) for name in names)
             try:
-                fusion = fuse_block(module, inner, self.recorded.get(block, []), tried)
-            except Left as reason:
+                fusion = fuse_block(module, inner, self.recorded.get(block, []), verified)
+            except NotFusible as reason:
                 self.reasons |= dict.fromkeys(names, str(reason))
                 continue
             for name in names:
@@ -178,25 +178,25 @@ def _is_outdated(block: FusedBlock) -> bool:
     try:
         for name in block.__fusion__.names:
             check_se(block.get_submodule(name))
-    except Left:
+    except NotFusible:
         return True
     return False
 
 
-def _traced(block: nn.Module) -> list[_Traced] | Left:
+def _traced(block: nn.Module) -> list[_Traced] | NotFusible:
     """The forward, for each way to call it for which it can be traced; or why for none."""
     found, reason = [], None
     try:
-        for way in Signature(type(block)).ways():
+        for call_form in Signature(type(block)).call_forms():
             twin = sharing_copy(block)
             try:
-                found.append(_Traced(twin, trace(twin, containers(twin), way)))
-            except Left as left:
-                reason = reason or left
-    except Left as left:
-        reason = left
+                found.append(_Traced(twin, trace(twin, containers(twin), call_form)))
+            except NotFusible as blocker:
+                reason = reason or blocker
+    except NotFusible as blocker:
+        reason = blocker
     except Exception as error:  # whatever a library's classes raise
-        reason = Left(f"its block could not be looked at: {first_line(error)}")
+        reason = NotFusible(f"its block could not be looked at: {first_line(error)}")
     return found or reason
 
 
@@ -221,7 +221,7 @@ def unfuse(model: nn.Module) -> Report:
         A report of the blocks restored (as ``replaced``) and of those left, which were wrapped
         after ``fuse`` (FSDP).
     """
-    _check_model(model)
+    check_model(model)
     report = Report("unfused")
     for name, module in model.named_modules():
         if not isinstance(module, FusedBlock):
@@ -236,8 +236,3 @@ def unfuse(model: nn.Module) -> Report:
             entry = Fused(name or "(model)", path_of(type(module)), "")
             report.replaced += [entry._replace(covers=c) for c in fusion.covers.values()]
     return report
-
-
-def _check_model(model: nn.Module):
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

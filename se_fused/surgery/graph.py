@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from se_fused.modules.layers import is_plain
 from se_fused.modules.se import FusedSE
+from se_fused.surgery.attribute_reads import SavedContainers
 from se_fused.surgery.comparison import (
     RandomStates,
     attributes_of,
@@ -20,8 +21,7 @@ from se_fused.surgery.comparison import (
     first_line,
     without_global_hooks,
 )
-from se_fused.surgery.reads import Outside
-from se_fused.surgery.report import Left
+from se_fused.surgery.report import NotFusible
 
 _DEVICES = ("cpu", "cuda")
 _tracing = threading.Lock()  # torch.fx patches nn.Module while it traces
@@ -34,13 +34,13 @@ def sharing_copy(block: nn.Module) -> nn.Module:
     shared = {id(t): t for t in [*block.parameters(), *block.buffers()]}
     for t in shared.values():
         if not is_plain(t):
-            raise Left(f"its block has a {type(t).__name__} among its tensors")
+            raise NotFusible(f"its block has a {type(t).__name__} among its tensors")
         if any(hasattr(t, mark) for mark in _SHARDED):
-            raise Left("its block's parameters are sharded: call fuse before")
+            raise NotFusible("its block's parameters are sharded: call fuse before")
     try:
         twin = copy.deepcopy(block, shared)
     except Exception as error:  # whatever a library's attributes raise
-        raise Left(f"its block cannot be copied: {first_line(error)}") from error
+        raise NotFusible(f"its block cannot be copied: {first_line(error)}") from error
     for module in twin.modules():  # hooks would be called with what torch.fx traces by
         vars(module).update({name: OrderedDict() for name in _HOOKS})
     return twin
@@ -52,24 +52,24 @@ def trace(block: nn.Module, opened: Iterable[nn.Module], given: tuple[str, ...])
     Modules in it are nodes, but for the ``opened`` ones, whose own forward is a part of the graph.
     given: the arguments that it is called with; the others are left out.
     """
-    attributes, states, outside = attributes_of(block), RandomStates.now(), Outside(block)
+    attributes, states, saved = attributes_of(block), RandomStates.now(), SavedContainers(block)
     try:
         graphs = []
         for training in (True, False):
             graphs.append(_trace(block, set(opened), given, training))
             if changed_attribute(block, attributes) is not None:
-                raise Left("its block's forward sets attributes or makes tensors of its own")
+                raise NotFusible("its block's forward sets attributes or makes tensors of its own")
         if RandomStates.now() != states:
-            raise Left("its block's forward draws random numbers")
+            raise NotFusible("its block's forward draws random numbers")
     finally:
-        changed = outside.put_back()
+        changed = saved.put_back()
         if RandomStates.now() != states:
             states.restore()
     if changed is not None:
-        raise Left(f"its block's forward changes {changed}")
+        raise NotFusible(f"its block's forward changes {changed}")
     first, second = (graph.python_code("self").src for graph in graphs)
     if first != second:
-        raise Left("its block's forward is another in training than in eval mode")
+        raise NotFusible("its block's forward is another in training than in eval mode")
     return graphs[0]
 
 
@@ -114,7 +114,7 @@ class _Tracer(Tracer):
 
     def create_node(self, *args, **kwargs) -> Node:
         if _context() != self.context:  # the graph would not have it
-            raise Left("its block's forward switches gradients or autocast")
+            raise NotFusible("its block's forward switches gradients or autocast")
         return super().create_node(*args, **kwargs)
 
 
@@ -131,10 +131,10 @@ def _trace(block: nn.Module, opened: set, given: tuple[str, ...], training: bool
         _switch(training, training, training)
         with _tracing, without_global_hooks():
             return _Tracer(opened, given).trace(block)
-    except Left:
+    except NotFusible:
         raise
     except Exception as error:  # whatever a library's forward raises
-        raise Left(f"its block's forward cannot be traced: {first_line(error)}") from error
+        raise NotFusible(f"its block's forward cannot be traced: {first_line(error)}") from error
     finally:
         _switch(*before)
 

@@ -1,14 +1,12 @@
-"""What a fused forward relies on in a module, written down once and compared at each call.
+"""What a fused forward relies on in a module, recorded once and compared at each call.
 
-A swapped SE module or a fused block computes what its library's forward computes of the layers and
+A replaced SE module or a fused block computes what its library's forward computes of the layers and
 attributes that it had then. Where one of them is another now, the library's own forward runs.
 """
 
 import copy
 import types
-import warnings
 from collections.abc import Iterable, Mapping
-from contextvars import ContextVar
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -16,19 +14,17 @@ import torch
 from torch import nn
 
 from se_fused.modules.layers import has_global_hooks, has_hooks
-from se_fused.surgery.reads import Reads, is_harmless, is_watchable, reads_of
-from se_fused.surgery.report import Left, path_of
+from se_fused.surgery.attribute_reads import Reads, is_harmless, is_watchable, reads_of
+from se_fused.surgery.report import NotFusible, path_of
 
 _OURS = {"__se_fused__", "__fusion__", "__said__", "__on_gate__"}
-_LAST = {"__se_fused__", "__fusion__"}  # what is set on a module when it is swapped
+_LAST = {"__se_fused__", "__fusion__"}  # what is set on a module when it is replaced or fused
 _OF_MODULES = {*vars(nn.Module()), "inplace"}
 _NONE = types.MappingProxyType({})
 _MAY_COME = {"weight", "bias", "_former_parameters", "_is_replica"}  # of FSDP and DataParallel
 
-on_copies = ContextVar("on_copies", default=False)  # while copies are tried: nothing is said
 
-
-class Entry(NamedTuple):
+class Watched(NamedTuple):
     """A module of the subtree: where it is, and what must be as it was."""
 
     path: str
@@ -46,9 +42,9 @@ class Entry(NamedTuple):
 
 
 class Guard:
-    """Compares a module with what was written down of it; the same object for all its copies."""
+    """Compares a module with what was recorded of it; the same object for all its copies."""
 
-    def __init__(self, entries: Iterable[Entry], values: Iterable[tuple[dict, str, object]]):
+    def __init__(self, entries: Iterable[Watched], values: Iterable[tuple[dict, str, object]]):
         self.root, *self.entries = entries
         self.values = tuple(values)
         watched = [e.classes[0] for e in (self.root, *self.entries) if not e.is_called]
@@ -136,7 +132,7 @@ class Guard:
             return "a value that its forward reads is another"
         return None
 
-    def _new_attribute(self, entry: Entry, own: dict) -> str | None:
+    def _new_attribute(self, entry: Watched, own: dict) -> str | None:
         new = own.keys() - _OF_MODULES - _OURS - _MAY_COME - {*entry.names}
         read = entry.reads.attributes if entry.reads is not None else set()
         for name in sorted(new & (read | {"forward"})):
@@ -153,17 +149,17 @@ class Guard:
     def __deepcopy__(self, memo) -> "Guard":
         return self
 
-    def __reduce__(self):  # what was written down here need not hold where it is loaded
+    def __reduce__(self):  # what was recorded here need not hold where it is loaded
         return type(None), ()
 
 
 _Classes = Mapping[str, tuple[type, ...]]
 
 
-def write_down(
+def guard_of(
     root: nn.Module, called: _Classes = _NONE, norms: _Classes = _NONE
 ) -> Guard:
-    """Of a module with all that is in it; raises Left.
+    """Of a module with all that is in it; raises NotFusible.
 
     called, norms: by path, the classes that a module there may have. Only the call of the first
     matters, and nothing in it; the attributes of the others are read anew at each call.
@@ -174,12 +170,12 @@ def write_down(
         if path and parent not in numbers:
             continue  # inside of what is only called
         if path in called:
-            entries.append(Entry(path, numbers[parent], name, called[path], is_called=True))
+            entries.append(Watched(path, numbers[parent], name, called[path], is_called=True))
             continue
         numbers[path] = len(entries)
         reads = reads_of(type(module))
         if reads.sets_globals:
-            raise Left(f"the forward of a {path_of(type(module))} sets globals")
+            raise NotFusible(f"the forward of a {path_of(type(module))} sets globals")
         own = vars(module)
         plain = own.keys() - _OF_MODULES - _OURS
         names = tuple(name for name in own if name in plain and name in reads.attributes)
@@ -187,11 +183,11 @@ def write_down(
             names = ()
         for each in names:
             if not is_watchable(own[each]):
-                raise Left(_reason(f"{path}.{each}".lstrip("."), own[each]))
+                raise NotFusible(_reason(f"{path}.{each}".lstrip("."), own[each]))
         is_pytorch_s = type(module).__module__.startswith("torch.nn.")
         names = names * 2 if len(names) == 1 else names  # itemgetter makes no tuple of one
         get = itemgetter(*names) if names else None
-        entry = Entry(
+        entry = Watched(
             path,
             parent=numbers.get(parent, 0),
             name=name,
@@ -211,7 +207,7 @@ def write_down(
                 if not is_harmless(value):
                     values[id(namespace), each] = namespace, each, copy.deepcopy(value)
             elif not is_harmless(value):
-                raise Left(_reason(each, value))
+                raise NotFusible(_reason(each, value))
     return Guard(entries, values.values())
 
 
@@ -219,40 +215,22 @@ def _reason(name: str, value) -> str:
     return f"its forward reads {name}, a {path_of(type(value))} that may change unseen"
 
 
-def _changed_class(entry: Entry, module: nn.Module | None) -> str:
+def _changed_class(entry: Watched, module: nn.Module | None) -> str:
     now = "None" if module is None else f"a {path_of(type(module))}"
     return f"{entry.path} is {now} now, and was a {path_of(entry.classes[0])}"
 
 
-def _changed_value(entry: Entry, own: dict) -> str:
+def _changed_value(entry: Watched, own: dict) -> str:
     for name, value in zip(entry.names, entry.values):
         if own[name] != value:
             return f"{_of(entry)}{name} is {_short(own[name])} now, and was {_short(value)}"
     return f"an attribute of {entry.path or 'it'} has changed"
 
 
-def _of(entry: Entry) -> str:
+def _of(entry: Watched) -> str:
     return f"{entry.path}." if entry.path else ""
 
 
 def _short(value) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."
-
-
-def say_once(module: nn.Module, reason: str, what: str = "runs its library's forward, unfused"):
-    """A warning, once for a reason, of what a module does instead of what it was swapped for."""
-    if torch.compiler.is_compiling():
-        _warn(f"{type(module).__name__} {what}: {reason}")
-    elif module.__dict__.get("__said__") != reason:
-        module.__dict__["__said__"] = reason
-        _warn(f"{type(module).__name__} {what}: {reason}")
-
-
-def _warn(text: str):
-    if not on_copies.get():
-        warnings.warn(text, UserWarning, stacklevel=2)
-
-
-# torch.compiler.assume_constant_result, without its import of torch._dynamo: said while it traces.
-_warn._dynamo_marked_constant = True

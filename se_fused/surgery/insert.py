@@ -8,10 +8,10 @@ from torch import nn
 from se_fused import validation
 from se_fused.activations import make_module
 from se_fused.modules.se import FusedSE
-from se_fused.surgery.beside import Spots
-from se_fused.surgery.placements import WHERE, Site
-from se_fused.surgery.report import Inserted, Report
-from se_fused.surgery.sites import check_has_no_se, chosen, known
+from se_fused.surgery.attach_se import Attachments
+from se_fused.surgery.insertion_sites import check_has_no_se, sites_by_choice, sites_by_class
+from se_fused.surgery.networks import WHERE, Site
+from se_fused.surgery.report import Inserted, Report, check_model
 
 
 def insert_se(
@@ -93,16 +93,15 @@ def insert_se(
 
     Source: Hu et al., arXiv 1709.01507, figures 2, 3 and 5, tables 10 to 15.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     validation.choice(where, WHERE, "where")
     make_module(act, "act")
     check_has_no_se(model)
     if blocks is None:
-        sites = known(model, where)
+        sites = sites_by_class(model, where)
         own = sorted({site.stage for site in sites if site.stage is not None})
     else:
-        sites, own = chosen(model, where, blocks), []
+        sites, own = sites_by_choice(model, where, blocks), []
     if stages is not None:
         stages = list(stages) if isinstance(stages, Iterable) else [stages]
         _check_stages(stages, own)
@@ -110,7 +109,8 @@ def insert_se(
     by_stage = [_by_stage(value, name, stages or own) for name, value in options.items()]
     _check_numbered(sites, stages, **options)
     sites = [site for site in sites if stages is None or site.stage in stages]
-    spots = Spots(model, sites, "model must have" if blocks is None else "blocks must choose")
+    asked = "model must have" if blocks is None else "blocks must choose"
+    attachments = Attachments(model, sites, asked)
     built = []
     for site in sites:
         r, squeeze, gate = (value(site.stage) for value in by_stage)
@@ -125,7 +125,7 @@ def insert_se(
         )
         of = model.get_submodule(site.block) if site.layer is None else site.layer
         built.append(se.train(of.training))
-    spots.fill(built)
+    attachments.attach(built)
     names = {id(module): name for name, module in model.named_modules()}
     return Report("inserted", [_entry(names[id(se)], site, se) for site, se in zip(sites, built)])
 

@@ -1,4 +1,4 @@
-"""A run of a module with what its layers got and gave, and the activation and gate in between."""
+"""A run of a module: inputs and outputs of its layers, and the activation and gate in between."""
 
 from math import prod
 from typing import NamedTuple
@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se_fused.activations import ACTS, FUNCTIONS, GATES, function_name
-from se_fused.modules.layers import Slots
-from se_fused.surgery.comparison import example, first_line, tensors_in
-from se_fused.surgery.report import Left
-from se_fused.surgery.structure import Candidate
+from se_fused.modules.layers import LayerPaths
+from se_fused.surgery.candidates import Candidate
+from se_fused.surgery.comparison import first_line, tensors_in
+from se_fused.surgery.random_copies import example
+from se_fused.surgery.report import NotFusible
 
-# What stands in the slot of a function without a module: pickle imports it by its name.
+# The path of a function without a module: pickle imports it by its name.
 _FUNCTIONS = {
     "identity": torch.positive,
     "relu": torch.relu,
@@ -60,7 +61,7 @@ class ObservedRun(NamedTuple):
 
     @property
     def size(self) -> str:
-        return by(self.x.shape[2:])
+        return size_text(self.x.shape[2:])
 
     @property
     def squeezes_mean(self) -> bool:
@@ -75,34 +76,35 @@ class ObservedRun(NamedTuple):
         maps = [y.flatten(2) for y in tensors_in(self.y) if y.shape == self.x.shape]
         return any(bool((y != y[:, :, :1]).any()) for y in maps)
 
-    def slots(self, candidate: Candidate) -> Slots | None:
-        """Where SE has its layers; None for what gives no map. Raises Left."""
+    def paths(self, candidate: Candidate) -> LayerPaths | None:
+        """Where SE has its layers; None for what gives no map. Raises NotFusible."""
         if self.error is not None:
-            raise Left(f"it takes no map of {self.size}: {self.error}")
+            raise NotFusible(f"it takes no map of {self.size}: {self.error}")
         if len(self.first) > 1 or len(self.second) > 1:
-            raise Left("it squeezes a map, but calls a layer more than once")
+            raise NotFusible("it squeezes a map, but calls a layer more than once")
         p, act = self.first[0][1], None
         if candidate.fc2 is not None:
             if not self.second:
-                raise Left(f"it squeezes a map, but does not call its layer {candidate.fc2}")
+                raise NotFusible(f"it squeezes a map, but does not call its layer {candidate.fc2}")
             h, p = self.second[0]
             act = next((f for f in ACTS if _same(h, FUNCTIONS[f](self.first[0][1]))), None)
         is_tensor = isinstance(self.y, Tensor)
         if is_tensor and self.y.numel() == p.numel():
             if any(_same(self.y, FUNCTIONS[f](p)) for f in GATES if f != "identity"):
-                raise Left("it returns the gate; its caller multiplies")
+                raise NotFusible("it returns the gate; its caller multiplies")
         if not self.rescales:
             return None
         if not is_tensor:
-            raise Left(f"it returns a {type(self.y).__name__}, not a tensor")
+            raise NotFusible(f"it returns a {type(self.y).__name__}, not a tensor")
         ones = [1] * (self.x.dim() - 2)
         gates = {f: FUNCTIONS[f](p).reshape(*self.x.shape[:2], *ones) for f in GATES}
         gate = next((f for f, g in gates.items() if _same(self.y, self.x * g)), None)
         if gate is None or (act is None and candidate.fc2 is not None):
-            raise Left("it squeezes a map, but computes no activation and gate that se_fused knows")
+            unknown = "it squeezes a map, but computes no activation and gate that se_fused knows"
+            raise NotFusible(unknown)
         paths = {function_name(layer): path for path, layer in candidate.acts}
         act, gate = (f and paths.get(f, _FUNCTIONS[f]) for f in (act, gate))
-        return Slots(candidate.fc1, act, candidate.fc2, gate, None)
+        return LayerPaths(candidate.fc1, act, candidate.fc2, gate, None)
 
 
 class _Reached(Exception):
@@ -136,7 +138,7 @@ def squeezes(hollow: nn.Module, candidate: Candidate, size: tuple) -> bool | str
     return False
 
 
-def by(size: tuple[int, ...]) -> str:
+def size_text(size: tuple[int, ...]) -> str:
     return "×".join(map(str, size))
 
 

@@ -10,12 +10,13 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from se_fused.activations import NORM_ACTS, function_name
-from se_fused.modules.batch_norm_se import BATCH_NORM_ACTS, BATCH_NORMS
+from se_fused.modules.batch_norm_se import BATCH_NORMS
 from se_fused.modules.layers import layers_of, names_of
 from se_fused.modules.se import FusedSE
+from se_fused.surgery.candidates import described
+from se_fused.surgery.fused_end import norm_with_act
 from se_fused.surgery.graph import IN_PLACE, may_write, name_of
-from se_fused.surgery.report import Left, path_of
-from se_fused.surgery.structure import described
+from se_fused.surgery.report import NotFusible, path_of
 
 _ACTS = tuple(name for name in NORM_ACTS if name != "identity")
 _ADDS = (operator.add, torch.add, "add")
@@ -23,7 +24,7 @@ _ADDS_IN_PLACE = (IN_PLACE["iadd"], "add_")
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 
 
-class Outside(Left):
+class NeedsOuterBlock(NotFusible):
     """The block has only a part of it: an enclosing module may have it all."""
 
 
@@ -61,12 +62,12 @@ class Match:
 
 
 def find(block: nn.Module, graph: Graph, se: str) -> Match:
-    """The calls around an SE module that can be fused; raises Left where there are none."""
+    """The calls around an SE module that can be fused; raises NotFusible where there are none."""
     calls = _calls(graph, se)
     if not calls:
-        raise Outside("no forward around it calls it")
+        raise NeedsOuterBlock("no forward around it calls it")
     if len(calls) > 1:
-        raise Left("it is called more than once")
+        raise NotFusible("it is called more than once")
     match = Match(se, calls)
     _look_before(block, graph, match)
     _look_after(block, match)
@@ -82,7 +83,7 @@ def _look_before(block: nn.Module, graph: Graph, match: Match):
     node = _argument(block, match, match.nodes[0])
     module = _module(block, node)
     if node.op == "placeholder":
-        raise Outside("no BatchNorm comes before it")
+        raise NeedsOuterBlock("no BatchNorm comes before it")
     act = _act_of(node, module)
     after = ""
     if act is not None:
@@ -92,14 +93,14 @@ def _look_before(block: nn.Module, graph: Graph, match: Match):
         _take(match, node)
         node = _argument(block, match, node)
         if node.op == "placeholder":
-            raise Outside("no BatchNorm comes before it")
+            raise NeedsOuterBlock("no BatchNorm comes before it")
         module = _module(block, node)
     cls = type(module)
     _check_norm(block, node, cls, after)
     if cls not in BATCH_NORMS:
         _take_own_act(match, node.target, module)
     if len(_calls(graph, node.target)) > 1:
-        raise Left("its BatchNorm is called more than once")
+        raise NotFusible("its BatchNorm is called more than once")
     match.bn = node.target
     _take(match, node)
     match.x = _single(node)
@@ -119,28 +120,28 @@ def _act_of(node: Node, module: nn.Module | None) -> Callable | None:
 
 
 def _check_norm(block: nn.Module, node: Node, cls: type, after: str):
-    if cls in BATCH_NORMS or (cls.__module__, cls.__qualname__) in BATCH_NORM_ACTS:
+    if cls in BATCH_NORMS or norm_with_act(cls) is not None:
         return
     module = _module(block, node)
     what = name_of(node) if module is None else described(module, node.target, cls)
     before = next(iter(node.all_input_nodes), node)
     if type(_module(block, before)) in BATCH_NORMS and not after:
-        raise Left(f"between its BatchNorm and it stands {what}")
-    raise Left(f"before {after}it stands {what}, no BatchNorm of PyTorch's")
+        raise NotFusible(f"between its BatchNorm and it stands {what}")
+    raise NotFusible(f"before {after}it stands {what}, no BatchNorm of PyTorch's")
 
 
 def _take_own_act(match: Match, name: str, norm: nn.Module):
     """The activation inside timm's BatchNormAct2d or SyncBatchNormAct."""
     if type(norm.drop) is not nn.Identity:
-        raise Left(f"its BatchNorm drops out by {path_of(type(norm.drop))}")
+        raise NotFusible(f"its BatchNorm drops out by {path_of(type(norm.drop))}")
     match.between.append(f"{name}.drop")
     own = function_name(norm.act)
     if own == "identity":
         match.between.append(f"{name}.act")
     elif own not in _ACTS:
-        raise Left(f"its BatchNorm's activation is {path_of(type(norm.act))}")
+        raise NotFusible(f"its BatchNorm's activation is {path_of(type(norm.act))}")
     elif match.act is not None:
-        raise Left(f"two activations come before it, {own} and {match.act_name}")
+        raise NotFusible(f"two activations come before it, {own} and {match.act_name}")
     else:
         match.act_name, match.act = own, f"{name}.act"
 
@@ -200,13 +201,13 @@ def _argument(block: nn.Module, match: Match, node: Node) -> Node:
 
 def _single(node: Node) -> Node:
     if len(node.all_input_nodes) != 1 or node.args[:1] != tuple(node.all_input_nodes):
-        raise Left(f"{name_of(node)} is called with more than a feature map")
+        raise NotFusible(f"{name_of(node)} is called with more than a feature map")
     return node.args[0]
 
 
 def _take(match: Match, node: Node):
     if len(node.users) != 1:
-        raise Left(f"the result of {name_of(node)} is used elsewhere too")
+        raise NotFusible(f"the result of {name_of(node)} is used elsewhere too")
     match.nodes.insert(0, node)
 
 
@@ -226,16 +227,16 @@ def _check_order(block: nn.Module, graph: Graph, match: Match):
         if node in match.nodes or not {match.x, match.residual} & set(node.all_input_nodes):
             continue
         if may_write(_module(block, node), node):
-            raise Left(f"{name_of(node)} may change the feature map before its SE is through")
+            raise NotFusible(f"{name_of(node)} may change the feature map before its SE is through")
 
 
 def check_se(module: FusedSE):
-    """Raises Left for SE that is no single operator."""
+    """Raises NotFusible for SE that is no single operator."""
     form = module.__se_fused__
     if not form.is_se_alone or (type(module).forward is not FusedSE.forward and not form.guard):
-        raise Left("its forward is more than SE")
+        raise NotFusible("its forward is more than SE")
     if form.guard is not None and form.guard.difference(module):
-        raise Left(f"it runs its library's forward: {form.guard.difference(module)}")
-    names = names_of(layers_of(module, form.slots)) if form.guard is None else form.names
+        raise NotFusible(f"it runs its library's forward: {form.guard.difference(module)}")
+    names = names_of(layers_of(module, form.paths)) if form.guard is None else form.names
     if form.squeeze(module) != "avg" or form.add_residual or names is None:
-        raise Left("it does not run as one operator")
+        raise NotFusible("it does not run as one operator")

@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from se_fused.surgery.beside import MARK, BlockWithSE, is_sequential
+from se_fused.surgery.attach_se import MARK, BlockWithSE, is_sequential
 from se_fused.surgery.class_swap import kind_of, library_of
-from se_fused.surgery.report import Entry, Report, path_of
+from se_fused.surgery.report import Entry, Report, check_model, path_of
 
 _CHANGED = "the class of what calls it was changed after insert_se: unfuse or unwrap that first"
 _MOVED = "it is not where insert_se put it"
@@ -17,8 +17,7 @@ def remove_se(model: nn.Module) -> Report:
         A report of the SE blocks removed (as ``replaced``) and of those left, which were moved, or
         whose blocks were fused (``unfuse`` first) or wrapped after ``insert_se``.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     report = Report("removed")
     for path, parent in list(model.named_modules()):
         for name, child, reason in _removed_from(parent):

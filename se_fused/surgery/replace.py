@@ -1,4 +1,4 @@
-"""``replace_se``, the one-line swap, and ``restore_se``, which undoes it."""
+"""``replace_se``, which fuses the SE modules of libraries, and ``restore_se``, which undoes it."""
 
 from collections.abc import Iterable
 
@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from se_fused.modules.se import FusedSE
+from se_fused.surgery.candidates import named_modules
 from se_fused.surgery.class_swap import library_of
-from se_fused.surgery.families import BY_CLASS, Family, known_family
-from se_fused.surgery.recognition import recognised
-from se_fused.surgery.report import Entry, Left, Report, path_of
-from se_fused.surgery.structure import named_modules
-from se_fused.surgery.swapped import SwappedSE, swap, unswap
-from se_fused.surgery.trial import NO_SE, examine
+from se_fused.surgery.find_se import find_by_class, find_by_layers
+from se_fused.surgery.registry import BY_CLASS, Family
+from se_fused.surgery.replaced_se import ReplacedSE, replace_forward, restore_forward
+from se_fused.surgery.report import Entry, NotFusible, Report, check_model, path_of
+from se_fused.surgery.verify import NO_SE, verify
 
 
 def replace_se(
@@ -26,9 +26,9 @@ def replace_se(
     attributes (``m.se.conv_reduce.weight``, ``m.fc[0]``) are what they were, so optimizers keep
     working and checkpoints load strictly both ways. ``restore_se(model)`` undoes it.
 
-    SE modules are known by class (the table in ``surgery/families.py``) or found by their layers,
+    SE modules are known by class (the table in ``surgery/registry.py``) or found by their layers,
     with functions (``F.relu``, ``torch.sigmoid``) for an activation and a gate or with modules.
-    Each is tried first: copies of it with random parameters, before and after, must agree in
+    Each is verified first: copies of it with random parameters, before and after, must agree in
     float64 in result, gradients and buffers. One that does not, or that has hooks,
     parametrizations, a patched forward, or is a subclass of a known class, is left, with the
     reason in the report.
@@ -50,8 +50,7 @@ def replace_se(
         TypeError: model is no module, or optimizers are none.
         ValueError: an optimizer has no parameter of this model, as one built for a copy of it.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     _check_optimizers(model, optimizers)
     search = _Search(model)
     search.by_class()
@@ -60,24 +59,24 @@ def replace_se(
 
 
 class _Search:
-    """The SE modules of a model, swapped as they are found; one lies never within another."""
+    """The SE modules of a model, replaced as they are found; one lies never within another."""
 
     def __init__(self, model: nn.Module):
         self.modules = dict(named_modules(model))
         for module in self.modules.values():
             if _is_outdated(module):
-                unswap(module)
+                restore_forward(module)
         self.entries: dict[str, Entry] = {}
-        self.tried = {}
+        self.verified = {}
         self.settled = {name for name, m in self.modules.items() if isinstance(m, FusedSE)}
 
     def by_class(self):
         for name, module in self.modules.items():
             if any(_is_within(name, other) for other in self.settled):
                 continue
-            family, reason = known_family(module)
+            family, reason = find_by_class(module)
             if family or reason:
-                reason = reason or _swapped(module, family, self.tried)
+                reason = reason or _replaced(module, family, self.verified)
                 self._enter(name, module, reason)
                 self.settled.add(name)
 
@@ -88,15 +87,15 @@ class _Search:
                 continue
             is_known = path_of(type(module)) in BY_CLASS
             try:
-                family, reason = recognised(module, self.tried), None
-            except Left as left:
-                family, reason = None, str(left)
+                family, reason = find_by_layers(module, self.verified), None
+            except NotFusible as blocker:
+                family, reason = None, str(blocker)
             if family is None and reason is None:
                 if not is_known or _has_fused(module):
                     continue
                 reason = "it has not the layers that se_fused knows of its class"
             if family is not None:
-                reason = _swapped(module, family, self.tried)
+                reason = _replaced(module, family, self.verified)
             parts = [other for other in self.entries if _is_within(other, name)]
             if reason is None:  # what was left inside were parts of this
                 for other in parts:
@@ -118,12 +117,12 @@ class _Search:
         )
 
 
-def _swapped(module: nn.Module, family: Family, tried: dict) -> str | None:
-    """Swaps a module that can be, else says why not."""
+def _replaced(module: nn.Module, family: Family, verified: dict) -> str | None:
+    """Replaces a module that can be, else says why not."""
     try:
-        form = examine(module, family.swapped, family.slots, tried)
-        swap(module, family.swapped, form)
-    except Left as reason:
+        form = verify(module, family.kind, family.paths, verified)
+        replace_forward(module, family.kind, form)
+    except NotFusible as reason:
         return str(reason)
     except Exception as error:  # objects whose class is fixed
         return f"its class cannot be changed: {error}"
@@ -136,9 +135,9 @@ def _has_fused(module: nn.Module) -> bool:
 
 
 def _is_outdated(module: nn.Module) -> bool:
-    """Whether a swapped module is not any more what it was at the swap."""
-    is_swapped = isinstance(module, SwappedSE) and library_of(type(module)) is not None
-    return is_swapped and not module.__se_fused__.intact(module)
+    """Whether a replaced module is not any more what it was then."""
+    is_replaced = isinstance(module, ReplacedSE) and library_of(type(module)) is not None
+    return is_replaced and not module.__se_fused__.intact(module)
 
 
 def _is_within(name: str, other: str) -> bool:
@@ -151,21 +150,20 @@ def restore_se(model: nn.Module) -> Report:
 
     Returns:
         A report of the modules restored (as ``replaced``) and those left: modules that were
-        built as FusedSE, and such as were wrapped after the swap (FSDP).
+        built as FusedSE, and such as were wrapped after ``replace_se`` (FSDP).
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     report = Report("restored")
     for name, module in named_modules(model):
         if not isinstance(module, FusedSE):
             continue
         entry = Entry(name or "(model)", path_of(type(module)))
-        if not isinstance(module, SwappedSE):
+        if not isinstance(module, ReplacedSE):
             report.left.append(entry._replace(reason="it was built as FusedSE, not replaced"))
         elif library_of(type(module)) is None:
             report.left.append(entry._replace(reason="its class was changed after replace_se"))
         else:
-            unswap(module)
+            restore_forward(module)
             report.replaced.append(entry._replace(cls=path_of(type(module))))
     return report
 

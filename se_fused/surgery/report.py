@@ -1,15 +1,27 @@
-"""What ``replace_se``, ``insert_se`` and ``fuse`` say that they did."""
+"""What ``replace_se``, ``insert_se`` and ``fuse`` say that they did, and what modules warn of."""
 
+import warnings
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import torch
+from torch import nn
+
+is_verifying = ContextVar("is_verifying", default=False)  # copies warn of nothing
 
 
 def path_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-class Left(Exception):
-    """Why a module is left as it is."""
+def check_model(model):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+class NotFusible(Exception):
+    """Why a module or a block is left as it is."""
 
 
 class Entry(NamedTuple):
@@ -52,3 +64,21 @@ class Report:
         for what, name, cls, note in rows:
             lines.append(f"{what:9} {name:{width}}  {cls}" + (f": {note}" if note else ""))
         return "\n".join(lines)
+
+
+def warn_once(module: nn.Module, reason: str, what: str = "runs its library's forward, unfused"):
+    """A warning, once for a reason, of what a module does instead of its fused forward."""
+    if torch.compiler.is_compiling():
+        _warn(f"{type(module).__name__} {what}: {reason}")
+    elif module.__dict__.get("__said__") != reason:
+        module.__dict__["__said__"] = reason
+        _warn(f"{type(module).__name__} {what}: {reason}")
+
+
+def _warn(text: str):
+    if not is_verifying.get():
+        warnings.warn(text, UserWarning, stacklevel=2)
+
+
+# torch.compiler.assume_constant_result, without its import of torch._dynamo: said while it traces.
+_warn._dynamo_marked_constant = True

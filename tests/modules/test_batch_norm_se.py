@@ -1,4 +1,4 @@
-"""FusedBatchNormSE and batch_norm_se against their layers in plain PyTorch, in float64."""
+"""FusedBatchNormSE and fused_end against their layers in plain PyTorch, in float64."""
 
 import copy
 import pickle
@@ -10,7 +10,8 @@ from torch import nn
 from twins import C, R, assert_same
 
 from se_fused import FusedBatchNormSE, FusedSE
-from se_fused.modules.batch_norm_se import batch_norm_se, block_specification
+from se_fused.modules.batch_norm_se import block_specification
+from se_fused.surgery.fused_end import fused_end
 
 __all__ = ["fused_calls"]  # a fixture
 
@@ -232,7 +233,7 @@ def test_batch_norm_of_other_ranks(fused_calls, norm, size):
         bn, se = norm(C, dtype=torch.float64), FusedSE(C, rd_channels=R, dtype=torch.float64)
         x, residual = (torch.randn(4, C, *size, dtype=torch.float64) for _ in range(2))
         if fused:
-            y = batch_norm_se(bn, None, se, x, residual, torch.relu)
+            y = fused_end(bn, None, se, x, residual, torch.relu)
         else:
             y = torch.relu(se(bn(x)) + residual)
         results.append([y, *torch.autograd.grad(y.square().sum(), bn.parameters()), *bn.buffers()])
@@ -262,7 +263,7 @@ def test_batch_norm_of_timm_with_its_act(fused_calls, synchronised, training, op
             bn = layers.convert_sync_batchnorm(bn)
         se = FusedSE(C, rd_channels=R, dtype=torch.float64)
         x, residual = maps()
-        y = batch_norm_se(bn, bn.act, se, x, residual, nn.ReLU()) if fused else (
+        y = fused_end(bn, bn.act, se, x, residual, nn.ReLU()) if fused else (
             nn.functional.relu(se(bn(x)) + residual))
         results.append([y, *torch.autograd.grad(y.square().sum(), bn.parameters()), *bn.buffers()])
     assert_same(*results)
@@ -273,5 +274,5 @@ def test_synchronised_norm_of_timm_without_its_parts_runs_as_its_layers(fused_ca
     layers = pytest.importorskip("timm.layers", reason="timm is missing; there is no such norm")
     bn, se = layers.norm_act.SyncBatchNormAct(C).double().eval(), FusedSE(C).double()
     [x] = maps(add=False)
-    assert_same(batch_norm_se(bn, None, se, x), se(bn(x)))
+    assert_same(fused_end(bn, None, se, x), se(bn(x)))
     assert not fused_calls

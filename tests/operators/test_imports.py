@@ -13,6 +13,7 @@ ROOT = Path(se_fused.__file__).parent
 ARROW = (
     "__main__",
     "__init__",
+    "earlier",
     "gates",
     "surgery",
     "modules",

@@ -10,6 +10,7 @@ from formulas import ACTS, GATES
 from torch import nn
 
 from se_fused import activations
+from se_fused.surgery.registry import ACTIVATIONS
 
 OURS = {**ACTS, **GATES}
 # Near zero and the kinks of the hard functions, never on them: gradients there are conventions.
@@ -44,13 +45,13 @@ def found_name(function) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("path", activations._LIBRARIES)
+@pytest.mark.parametrize("path", ACTIVATIONS)
 def test_known_by_name(path):
     try:
         module = importlib.import_module(path)
     except ImportError:
         pytest.skip("not installed; se_modules.py has a copy of those that SE modules use")
-    for name, known in activations._LIBRARIES[path].items():
+    for name, known in ACTIVATIONS[path].items():
         kind = getattr(module, name)
         layer = kind() if inspect.isclass(kind) else kind
         assert activations.function_name(layer) == known == found_name(layer), name

@@ -1,13 +1,13 @@
 """What is done to a model: before replace_se and fuse, or after them."""
 
 import copy
-import io
 import sys
 import types
 from unittest.mock import patch
 
 import torch
 import torch.nn.utils.prune
+from copies import saved_and_loaded
 from ordered import network, step, surgery
 from residual_blocks import images
 from se_modules import Moskomule
@@ -40,11 +40,8 @@ def _saved(net):
     """Whole, with its library at hand."""
     library = types.ModuleType("senet.se_module")
     library.SELayer = Moskomule
-    file = io.BytesIO()
     with patch.dict(sys.modules, {"senet": types.ModuleType("senet"), library.__name__: library}):
-        torch.save(net, file)
-        file.seek(0)
-        return torch.load(file, weights_only=False)
+        return saved_and_loaded(net)
 
 
 def _loaded(assign=False, swapped=False):

@@ -1,10 +1,11 @@
-"""An SE module swapped, beside the same untouched: what each computes, and what is said of it."""
+"""An SE module replaced, beside the same untouched: what each computes, and what is said of it."""
 
 import copy
 import warnings
 
 import torch
 from module_cases import Count
+from se_modules import C
 from torch import nn
 
 from se_fused import FusedSE, replace_se
@@ -12,18 +13,23 @@ from se_fused import FusedSE, replace_se
 SAID = "runs its library's forward, unfused: "
 
 
+def x_of(seed: int | None = None) -> torch.Tensor:
+    numbers = None if seed is None else torch.Generator().manual_seed(seed)
+    return torch.randn(2, C, 4, 5, dtype=torch.float64, generator=numbers)
+
+
 def pair(module: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The library's, and a copy of it that is swapped; each is .se of a module."""
+    """The library's, and a copy of it that is replaced; each is .se of a module."""
     library = nn.ModuleDict({"se": module.double()})
-    swapped = copy.deepcopy(library)
-    report = replace_se(swapped)
+    replaced = copy.deepcopy(library)
+    report = replace_se(replaced)
     assert [entry.name for entry in report.replaced] == ["se"], str(report)
-    assert isinstance(swapped.se, FusedSE)
-    return library, swapped
+    assert isinstance(replaced.se, FusedSE)
+    return library, replaced
 
 
 def changed(module: nn.Module, change) -> tuple[nn.Module, nn.Module]:
-    """A pair of which both were changed after the swap; ``change`` gets the SE module."""
+    """A pair of which both were changed after replace_se; ``change`` gets the SE module."""
     both = pair(module)
     for each in both:
         change(each.se)
@@ -51,12 +57,12 @@ def said_in(run) -> list[str]:
 
 def assert_library_runs(both, x, reason: str, *args, **kwargs):
     """Twice: the same numbers as the library's, and one warning that names the reason."""
-    library, swapped = both
+    library, replaced = both
 
     def run():
         for _ in range(2):
             with Count() as count:
-                found = step(swapped.se, x, *args, **kwargs)
+                found = step(replaced.se, x, *args, **kwargs)
             expected = step(library.se, x, *args, **kwargs)
             assert len(found) == len(expected)
             assert all(map(torch.equal, found, expected))
@@ -68,10 +74,10 @@ def assert_library_runs(both, x, reason: str, *args, **kwargs):
 
 def assert_fused(both, x, *args, **kwargs):
     """The same numbers as the library's from our operators, and nothing is said."""
-    library, swapped = both
+    library, replaced = both
     with Count() as count:
-        said = said_in(lambda: step(swapped.se, x, *args, **kwargs))
-    assert not said and {"squeeze_excite", "rescale"} & {*count.called}
-    found, expected = (step(each.se, x, *args, **kwargs) for each in (swapped, library))
+        said = said_in(lambda: step(replaced.se, x, *args, **kwargs))
+    assert not said and {"squeeze_excite", "apply_forward"} & {*count.called}
+    found, expected = (step(each.se, x, *args, **kwargs) for each in (replaced, library))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)

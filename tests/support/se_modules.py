@@ -42,6 +42,19 @@ class Copied(nn.Module):
         return times(x, self.fc(self.avg_pool(x).flatten(1)))
 
 
+def gates(self, x):
+    """Those of Copied."""
+    return self.fc(self.avg_pool(x).flatten(1))
+
+
+def copy_of(forward, **attributes):
+    """A module with the layers of Copied, a forward of its own, and attributes."""
+    module = type("Own", (Copied,), {"forward": forward})()
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module
+
+
 @named("senet.se_module.SELayer")
 class Moskomule(Copied):
     pass

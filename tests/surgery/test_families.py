@@ -11,7 +11,8 @@ from se_modules import C, MBConv, MMPretrain
 from torch import nn
 
 from se_fused import FusedSE, replace_se, restore_se
-from se_fused.surgery.families import FAMILIES, path_of
+from se_fused.surgery.registry import FAMILIES
+from se_fused.surgery.report import path_of
 
 
 @pytest.fixture(params=EXAMPLES.values(), ids=EXAMPLES)

@@ -11,7 +11,7 @@ from torch import nn
 
 from se_fused import FusedSE
 from se_fused.surgery import fuse, unfuse
-from se_fused.surgery.blocks import FusedBlock
+from se_fused.surgery.fused_block import FusedBlock
 
 
 def _spelled(add, relu=F.relu, act=None):

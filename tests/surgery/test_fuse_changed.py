@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 import torch.nn.functional as F
+from block_with_forward import Residual, block, feature_map, step
 from residual_blocks import assert_same
-from tried_blocks import Residual, block, feature_map, step
 
 from se_fused import fuse
 
@@ -51,7 +51,7 @@ CHANGES = {
         lambda: block(Residual.forward),
         lambda m: setattr(type(m).__made_of__[1] if hasattr(m, "__fusion__") else type(m),
                           "forward", lambda self, x: x * 2),
-        "the forward of tried_blocks.Other is another",
+        "the forward of block_with_forward.Other is another",
     ),
 }  # fmt: skip
 

@@ -10,7 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plain_resnets import RESNETS
-from residual_blocks import Block, C, Net, assert_same_steps, block_with, images, recorded_calls
+from residual_blocks import (
+    Block,
+    C,
+    Net,
+    Unit,
+    assert_same_steps,
+    block_with,
+    images,
+    recorded_calls,
+)
 from torch import nn
 
 from se_fused import fuse, insert_se, remove_se, unfuse
@@ -110,15 +119,6 @@ def test_se_before_the_branch_is_left():
     first, *others = [entry.reason for entry in report.left]
     assert first == "before it stands torch.nn.modules.pooling.MaxPool2d, no BatchNorm of PyTorch's"
     assert all(reason.endswith("relu is used elsewhere too") for reason in others)
-
-
-class Unit(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
-
-    def forward(self, x):
-        return self.bn(self.conv(x))
 
 
 def test_block_that_se_follows():

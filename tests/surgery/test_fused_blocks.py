@@ -1,12 +1,12 @@
 """What the user may do with a fused model: change it, copy it, save it, compile and trace it."""
 
 import copy
-import io
 import pickle
 import warnings
 
 import pytest
 import torch
+from copies import COPIES
 from residual_blocks import (
     Block,
     C,
@@ -23,7 +23,7 @@ from torch import nn
 
 from se_fused import FusedSE, replace_se, restore_se
 from se_fused.surgery import fuse, unfuse
-from se_fused.surgery.blocks import FusedBlock
+from se_fused.surgery.fused_block import FusedBlock
 
 ALL = "BatchNorm + SE + add + relu"
 
@@ -42,20 +42,6 @@ def test_object_stays():
         "1 SE modules unfused, 0 left",
         f"unfused   block  residual_blocks.Block: {ALL}",
     ]
-
-
-def _saved(net):
-    file = io.BytesIO()
-    torch.save(net, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda net: pickle.loads(pickle.dumps(net)),
-    "torch-save": _saved,
-}
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)

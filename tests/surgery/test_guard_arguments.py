@@ -1,8 +1,8 @@
-"""Calls of a swapped module otherwise than with a map alone."""
+"""Calls of a replaced module otherwise than with a map alone."""
 
 import pytest
 import torch
-from pairs import assert_fused, pair, said_in, step
+from pairs import assert_fused, pair, said_in, step, x_of
 from se_examples import EXAMPLES
 from se_modules import C, Cadene, Copied, times
 from torch import nn
@@ -19,18 +19,14 @@ NAMES = {
 MAP = torch.linspace(-3, 3, 2 * C * 20, dtype=torch.float64).view(2, C, 4, 5)
 
 
-def x_of():
-    return torch.randn(2, C, 4, 5, dtype=torch.float64)
-
-
 @pytest.mark.parametrize("example, name", NAMES.items(), ids=NAMES)
 def test_keyword(example, name):
-    library, swapped = pair(EXAMPLES[example].make())
+    library, replaced = pair(EXAMPLES[example].make())
     x = x_of()
-    assert not said_in(lambda: swapped.se(**{name: x}))
-    torch.testing.assert_close(swapped.se(**{name: x}), library.se(**{name: x}))
+    assert not said_in(lambda: replaced.se(**{name: x}))
+    torch.testing.assert_close(replaced.se(**{name: x}), library.se(**{name: x}))
     with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
-        swapped.se(other=x)
+        replaced.se(other=x)
 
 
 @pytest.mark.parametrize("args", [(), (1, 2)], ids=["none", "two"])
@@ -122,9 +118,9 @@ def test_another_shape(shape):
 @pytest.mark.parametrize("shape", [(0, C, 4, 5), (2, C, 1, 1), (1, C, 4, 5)],
                          ids=["no-samples", "one-position", "one-sample"])
 def test_small_maps(shape):
-    library, swapped = pair(Cadene())
+    library, replaced = pair(Cadene())
     x = torch.randn(shape, dtype=torch.float64)
-    for ours, theirs in zip(step(swapped.se, x), step(library.se, x), strict=True):
+    for ours, theirs in zip(step(replaced.se, x), step(library.se, x), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 

@@ -5,20 +5,12 @@ Each module has the layers of Copied and a forward of its own.
 
 import pytest
 import torch
-from pairs import assert_fused, assert_library_runs, pair
-from se_modules import C, Copied, times
+from pairs import assert_fused, assert_library_runs, pair, x_of
+from se_modules import C, Copied, gates, times
 from torch import nn
 
 STRENGTH = 1.0
 SETTINGS = {"power": 1, "limits": [0.0, 1.0]}
-
-
-def x_of():
-    return torch.randn(2, C, 4, 5, dtype=torch.float64)
-
-
-def gates(self, x):
-    return self.fc(self.avg_pool(x).flatten(1))
 
 
 def copy_of(forward, **attributes):

@@ -1,8 +1,8 @@
-"""Hooks on, children of and the classes of what stands between the layers of a swapped module."""
+"""Hooks on, children of and the classes of what stands between the layers of a replaced module."""
 
 import pytest
 import torch
-from pairs import assert_fused, assert_library_runs, changed, pair
+from pairs import assert_fused, assert_library_runs, changed, pair, x_of
 from se_examples import EXAMPLES
 from se_modules import C, Copied, MMPretrain
 from torch import nn
@@ -23,10 +23,6 @@ BETWEEN = {
     "mmpretrain-container": (MMPretrain, "conv1"),
 }
 between = pytest.mark.parametrize("make, path", BETWEEN.values(), ids=BETWEEN)
-
-
-def x_of():
-    return torch.randn(2, C, 4, 5, dtype=torch.float64)
 
 
 def forward_hook(module):
@@ -127,9 +123,9 @@ def test_pooling_of_another_size():
     def two(se):
         se.avg_pool.output_size = 2
 
-    library, swapped = changed(Copied(), two)
+    library, replaced = changed(Copied(), two)
     errors = []
-    for each in (library, swapped):
+    for each in (library, replaced):
         with pytest.raises(RuntimeError) as error:
             each.se(x_of())
         errors.append(str(error.value))

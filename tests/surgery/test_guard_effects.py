@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from se_modules import C, Copied, times
+from se_modules import C, copy_of, gates, times
 from torch import nn
 
 from se_fused import replace_se
@@ -12,20 +12,6 @@ from se_fused import replace_se
 COUNTS = {"calls": 0}
 SEEN = []
 CALLS = 0
-
-
-def gates(self, x):
-    return self.fc(self.avg_pool(x).flatten(1))
-
-
-def copy_of(forward, **attributes):
-    module = type("Own", (Copied,), {"forward": forward})()
-    for name, value in attributes.items():
-        if isinstance(value, torch.Tensor):
-            module.register_buffer(name, value)
-        else:
-            setattr(module, name, value)
-    return module
 
 
 def keeps_gates(self, x):
@@ -102,19 +88,19 @@ EFFECTS = {
     "count": (lambda: copy_of(counts, calls=0), "its forward sets calls"),
     "list": (lambda: copy_of(appends, seen=[]), "its forward sets seen"),
     "in-training": (lambda: copy_of(counts_in_training, calls=0), "its forward sets calls"),
-    "buffer": (lambda: copy_of(averages, mean=torch.zeros(C)), BUFFER.format("mean")),
+    "buffer": (lambda: copy_of(averages, mean=nn.Buffer(torch.zeros(C))), BUFFER.format("mean")),
     "integer-buffer": (
-        lambda: copy_of(counts_batches, batches=torch.zeros((), dtype=int)),
+        lambda: copy_of(counts_batches, batches=nn.Buffer(torch.zeros((), dtype=int))),
         BUFFER.format("batches"),
     ),
     "buffer-replaced": (
-        lambda: copy_of(replaces_buffer, mean=torch.zeros(C)), BUFFER.format("mean")
+        lambda: copy_of(replaces_buffer, mean=nn.Buffer(torch.zeros(C))), BUFFER.format("mean")
     ),
     "dict-of-the-module": (lambda: copy_of(counts_in_a_dict), "its forward changes COUNTS"),
     "list-of-the-module": (lambda: copy_of(appends_to_a_list), "its forward changes SEEN"),
     "global": (
         lambda: copy_of(counts_in_a_global),
-        "the forward of a test_guard_effects.Own sets globals",
+        "the forward of a se_modules.Own sets globals",
     ),
 }
 

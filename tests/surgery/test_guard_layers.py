@@ -1,4 +1,4 @@
-"""Layers of a swapped module that are called, changed or weighted otherwise than at the swap."""
+"""Layers of a replaced module that are called, changed or weighted otherwise than at first."""
 
 import copy
 import warnings
@@ -6,18 +6,13 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from pairs import assert_fused, assert_library_runs, changed, pair, said_in, step
+from pairs import assert_fused, assert_library_runs, changed, pair, said_in, step, x_of
 from se_modules import C, Cadene, Copied
 from torch import nn
 from torch.distributed.tensor import Shard, distribute_module, distribute_tensor, init_device_mesh
 
 from se_fused import FusedSE, replace_se
 from se_fused.surgery.comparison import tensors_in
-
-
-def x_of(seed=5):
-    return torch.randn(2, C, 4, 5, dtype=torch.float64, generator=torch.manual_seed(seed))
-
 
 # Forwards patched on instances
 
@@ -34,20 +29,20 @@ def patched(path):
 @pytest.mark.parametrize("path", ["fc.0", "fc.1", "fc.2", "fc.3", "fc", "avg_pool"])
 def test_forward_of_a_layer_patched(path):
     both = changed(Copied(), patched(path))
-    assert_library_runs(both, x_of(), f"{path}.forward has been set")
+    assert_library_runs(both, x_of(5), f"{path}.forward has been set")
     report = replace_se(both[1])
     assert [entry.reason for entry in report.left] == ["its forward has been patched"]
     for each in both:
         del each.se.get_submodule(path).forward
     assert replace_se(both[1]).replaced
-    assert_fused(both, x_of())
+    assert_fused(both, x_of(5))
 
 
 def test_forward_of_the_module_itself_patched():
     both = changed(Copied(), patched(""))
     for each in both:  # the patched forward is called, and in it the fused one
         assert "forward" in vars(each.se)
-    found, expected = (step(each.se, x_of()) for each in both[::-1])
+    found, expected = (step(each.se, x_of(5)) for each in both[::-1])
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
@@ -91,7 +86,7 @@ def scaled(layer):
 @pytest.mark.parametrize("path", ["fc1", "fc2"])
 def test_weight_of_a_tensor_subclass(path):
     both = changed(Cadene(), lambda se: scaled(se.get_submodule(path)))
-    assert_library_runs(both, x_of(), "its weights are no plain tensors")
+    assert_library_runs(both, x_of(5), "its weights are no plain tensors")
 
 
 def test_weight_of_a_tensor_subclass_before_is_left():
@@ -102,36 +97,36 @@ def test_weight_of_a_tensor_subclass_before_is_left():
 
 def test_weights_of_another_dtype():
     """The library's own error; and its result for a map of that dtype."""
-    library, swapped = changed(Cadene(), lambda se: se.to(torch.float32))
+    library, replaced = changed(Cadene(), lambda se: se.to(torch.float32))
     messages = []
-    for module in (library, swapped):
+    for module in (library, replaced):
         with warnings.catch_warnings(), pytest.raises(RuntimeError) as error:
             warnings.simplefilter("ignore")
-            module.se(x_of())
+            module.se(x_of(5))
         messages.append(str(error.value))
     assert messages[0] == messages[1]
-    x = x_of().float()
-    torch.testing.assert_close(swapped.se(x), library.se(x))
+    x = x_of(5).float()
+    torch.testing.assert_close(replaced.se(x), library.se(x))
 
 
 def test_weights_on_another_device():
     both = changed(Cadene(), lambda se: se.to("meta"))
     for each in both:
-        assert each.se(x_of().to("meta")).is_meta
-    said = said_in(lambda: both[1].se(x_of()))
+        assert each.se(x_of(5).to("meta")).is_meta
+    said = said_in(lambda: both[1].se(x_of(5)))
     assert len(said) == 1 and "on its device" in said[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
-    library, swapped = pair(Cadene())
-    for each in (library, swapped):
+    library, replaced = pair(Cadene())
+    for each in (library, replaced):
         each.float()
-    x = x_of().float()
+    x = x_of(5).float()
     with torch.autocast("cpu", dtype=dtype):
         expected = library.se(x)
-        said = said_in(lambda: swapped.se(x))
-        found = swapped.se(x)
+        said = said_in(lambda: replaced.se(x))
+        found = replaced.se(x)
     assert not said and found.dtype == expected.dtype
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
@@ -140,13 +135,13 @@ def test_autocast(dtype):
 
 
 def test_dynamically_quantized():
-    library, swapped = pair(Copied().eval())
+    library, replaced = pair(Copied().eval())
     quantized = []
-    for net in (library.float(), swapped.float()):
+    for net in (library.float(), replaced.float()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             quantized.append(torch.ao.quantization.quantize_dynamic(net, {nn.Linear}))
-    x = x_of().float()
+    x = x_of(5).float()
     results = []
     said = said_in(lambda: results.extend(net.se(x) for net in (*quantized, *quantized)))
     assert len(said) == 1 and "fc.0 is a torch.ao.nn.quantized.dynamic" in said[0]
@@ -176,10 +171,10 @@ def test_layer_in_a_wrapper():
         se.fc1 = LowRank(se.fc1)
 
     both = changed(Cadene(), wrapped)
-    assert_library_runs(both, x_of(), "fc1 is a test_guard_layers.LowRank now, and was a torch.nn")
+    assert_library_runs(both, x_of(5), "fc1 is a test_guard_layers.LowRank now, and was a torch.nn")
     for each in both:
         each.se.fc1 = each.se.fc1.base_layer
-    assert_fused(both, x_of())
+    assert_fused(both, x_of(5))
     net = nn.Sequential(Cadene())
     wrapped(net[0])
     [left] = replace_se(net).left
@@ -204,8 +199,8 @@ class Named(torch.Tensor):
 
 def test_map_of_a_torch_function_subclass_is_fused():
     both = pair(Cadene())
-    assert_fused(both, x_of().as_subclass(Named))
-    x = x_of().as_subclass(Named)
+    assert_fused(both, x_of(5).as_subclass(Named))
+    x = x_of(5).as_subclass(Named)
     x.note = "patient 7"
     results = [each.se(x) for each in both]
     assert [type(y) for y in results] == [Named, Named]
@@ -224,10 +219,10 @@ def mesh(tmp_path):
 
 @pytest.mark.parametrize("dim", [0, 1], ids=["samples", "channels"])
 def test_map_of_several_processes(mesh, dim):
-    library, swapped = pair(Cadene())
-    x = distribute_tensor(x_of(), mesh, [Shard(dim)])
+    library, replaced = pair(Cadene())
+    x = distribute_tensor(x_of(5), mesh, [Shard(dim)])
     results = [distribute_module(library, mesh).se(x)]
-    other = distribute_module(swapped, mesh)
+    other = distribute_module(replaced, mesh)
     said = said_in(lambda: results.extend(other.se(x) for _ in range(2)))
     assert said == ["it was called with a DTensor"]
     assert torch.equal(results[0].full_tensor(), results[1].full_tensor())
@@ -238,7 +233,7 @@ def test_map_of_several_processes(mesh, dim):
 @pytest.mark.parametrize("squeeze", ["avg", "concat"])
 def test_distributed_map_of_a_built_module(mesh, squeeze):
     module = FusedSE(C, squeeze=squeeze, dtype=torch.float64)
-    twin, x = copy.deepcopy(module), x_of()
+    twin, x = copy.deepcopy(module), x_of(5)
     distribute_module(module, mesh)
     found = module(distribute_tensor(x, mesh, [Shard(0)])).full_tensor()
     torch.testing.assert_close(found, twin(x), rtol=1e-12, atol=1e-12)

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from pairs import assert_fused, assert_library_runs, changed, pair, said_in, step
+from pairs import assert_fused, assert_library_runs, changed, pair, said_in, step, x_of
 from se_modules import C, Cadene, Copied
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, weight_norm
 
 from se_fused import replace_se
-
-
-def x_of():
-    return torch.randn(2, C, 4, 5, dtype=torch.float64)
 
 
 def partitioned(layer):
@@ -41,15 +37,15 @@ def test_weight_that_hooks_gather(path):
 
 def test_weight_that_the_forward_of_the_whole_gathers():
     """Hooks on the module itself run around the fused forward, too."""
-    library, swapped = changed(Cadene(), lambda se: None)
+    library, replaced = changed(Cadene(), lambda se: None)
     x = x_of()
     expected = library.se(x)
-    whole = swapped.se.fc1.weight.detach().clone()
-    swapped.se.fc1.weight.data = torch.empty(0, dtype=whole.dtype)
-    swapped.se.register_forward_pre_hook(
+    whole = replaced.se.fc1.weight.detach().clone()
+    replaced.se.fc1.weight.data = torch.empty(0, dtype=whole.dtype)
+    replaced.se.register_forward_pre_hook(
         lambda module, args: setattr(module.fc1.weight, "data", whole)
     )
-    torch.testing.assert_close(swapped.se(x), expected)
+    torch.testing.assert_close(replaced.se(x), expected)
 
 
 class Packed(nn.Module):
@@ -141,14 +137,14 @@ def test_weight_norm_of_hooks():
 
 def test_weights_given_for_one_call():
     """torch.func.functional_call puts others in their place for a call."""
-    library, swapped = pair(Cadene())
+    library, replaced = pair(Cadene())
     others = {name: torch.randn_like(p) for name, p in library.se.named_parameters()}
     x = x_of()
     found, expected = (
-        torch.func.functional_call(each.se, others, (x,)) for each in (swapped, library)
+        torch.func.functional_call(each.se, others, (x,)) for each in (replaced, library)
     )
     torch.testing.assert_close(found, expected)
-    assert_fused((library, swapped), x)
+    assert_fused((library, replaced), x)
 
 
 def test_weights_replaced_by_others():

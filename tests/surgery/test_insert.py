@@ -12,7 +12,7 @@ from selection import kept
 from torch import nn
 
 from se_fused import FusedSE, insert_se
-from se_fused.surgery.placements import WHERE
+from se_fused.surgery.networks import WHERE
 
 WITHOUT = "not installed; test_insert_options.py covers blocks that the user chooses"
 timm = pytest.importorskip("timm", reason=WITHOUT)

@@ -19,7 +19,7 @@ def _inserted():
 WITH_SE = {
     "fused": lambda: nn.Sequential(nn.Tanh(), FusedSE(C)),
     "known-by-class": lambda: nn.Sequential(nn.Tanh(), Cadene()),
-    "known-and-never-swapped": lambda: nn.Sequential(nn.Tanh(), NVIDIAGate()),
+    "known-and-never-replaced": lambda: nn.Sequential(nn.Tanh(), NVIDIAGate()),
     "known-by-layers": lambda: nn.Sequential(nn.Tanh(), Copied()),
     "inserted": _inserted,
 }

@@ -9,20 +9,11 @@ import traceback
 
 import pytest
 import torch
-from residual_blocks import C, Net, assert_same, block_with, images
+from residual_blocks import C, Net, Unit, assert_same, block_with, images
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from se_fused import insert_se
-
-
-class Unit(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
-
-    def forward(self, x):
-        return self.bn(self.conv(x))
 
 
 class WithSuper(Unit):

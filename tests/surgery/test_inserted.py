@@ -6,21 +6,12 @@ import pickle
 import pytest
 import torch
 from plain_resnets import RESNETS, se_blocks
-from residual_blocks import Block, C, Net, assert_same, images, step
+from residual_blocks import Block, C, Net, Unit, assert_same, images, step
 from torch import nn
 
 from se_fused import FusedSE, insert_se, remove_se, replace_se, restore_se
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
-
-
-class Unit(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
-
-    def forward(self, x):
-        return self.bn(self.conv(x))
 
 
 def plain_net():

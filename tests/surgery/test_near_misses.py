@@ -1,4 +1,4 @@
-"""SE that calls its activation or gate as a function is found, and swapped right."""
+"""SE that calls its activation or gate as a function is found, and replaced right."""
 
 import copy
 import pickle
@@ -88,7 +88,7 @@ def test_found(make, size, is_whole):
             # PyTorch's own hardsigmoid has a float32 1/6 in its float64 gradient.
             most = theirs.abs().max()
             torch.testing.assert_close(ours / most, theirs / most, rtol=0, atol=1e-7)
-        assert ("squeeze_excite" if is_whole else "rescale") in count.called
+        assert ("squeeze_excite" if is_whole else "apply_forward") in count.called
     restore_se(net)
     assert torch.equal(net(x), library(x))
 

@@ -1,4 +1,4 @@
-"""What squeezes a map and cannot be swapped is left, with the reason; what is no SE is not."""
+"""What squeezes a map and cannot be replaced is left, with the reason; what is no SE is not."""
 
 import pytest
 import torch

@@ -106,12 +106,12 @@ def test_on_meta_and_materialised():
 def test_optimizer_goes_on():
     x = torch.randn(2, 24, 5, 5, dtype=torch.float64)
     results = []
-    for swapped in (False, True):
+    for replaced in (False, True):
         torch.manual_seed(0)
         net = Two().double()
         adam = torch.optim.Adam(net.parameters(), lr=0.1)
         for step in range(4):
-            if step == 2 and swapped:
+            if step == 2 and replaced:
                 assert len(replace_se(net, optimizers=adam).replaced) == 2
             adam.zero_grad()
             net(x).square().sum().backward()

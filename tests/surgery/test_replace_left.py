@@ -7,7 +7,7 @@ from torch.nn.utils import parametrizations
 from two_modules import Two, names
 
 from se_fused import replace_se
-from se_fused.surgery.families import LEFT
+from se_fused.surgery.registry import NOT_FUSIBLE
 
 # What is left alone: how to make it of an SE module, and what the report says.
 
@@ -134,7 +134,7 @@ def test_hooks_on_state_dicts_stay():
 
 
 def test_global_hooks_do_not_run_in_the_trial():
-    """With them a swapped module runs unfused: it would be compared with itself."""
+    """With them a replaced module runs unfused: it would be compared with itself."""
     net, seen = Two(_copied_with(_squared)), []
     handle = nn.modules.module.register_module_forward_hook(lambda *arguments: seen.append(1))
     try:
@@ -146,11 +146,11 @@ def test_global_hooks_do_not_run_in_the_trial():
     assert names(report.replaced) == ["blocks.0"]
 
 
-@pytest.mark.parametrize("path", LEFT)
+@pytest.mark.parametrize("path", NOT_FUSIBLE)
 def test_families_that_are_always_left(path):
     cls = named(path)(type("X", (nn.Module,), {"forward": Cadene.forward}))
     report = replace_se(nn.Sequential(cls()))
-    assert report.left == [("0", path, LEFT[path])] and not report.replaced
+    assert report.left == [("0", path, NOT_FUSIBLE[path])] and not report.replaced
 
 
 def test_torchvision_s_quantizable_subclass():

@@ -15,7 +15,7 @@ from library_networks import (
 from selection import kept
 
 from se_fused import FusedSE, replace_se, restore_se
-from se_fused.surgery.families import known_family
+from se_fused.surgery.find_se import find_by_class
 
 # How many SE modules each network has.
 TIMM = {
@@ -134,7 +134,7 @@ def test_every_timm_model(name):
     except (NotImplementedError, RuntimeError) as error:
         network = timm.create_model(name, num_classes=5)
         assert "meta" in str(error)
-    known = [n for n, module in network.named_modules() if known_family(module)[0] is not None]
+    known = [n for n, module in network.named_modules() if find_by_class(module)[0] is not None]
     report = replace_se(network)
     assert {entry.name for entry in report.replaced} >= set(known) and not report.left
     if known and sum(p.numel() for p in network.parameters()) < LARGEST:

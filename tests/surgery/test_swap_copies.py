@@ -1,4 +1,4 @@
-"""Copies of swapped modules and loads of saved ones, changed or not; replace_se asked again."""
+"""Copies of replaced modules and loads of saved ones, changed or not; replace_se asked again."""
 
 import copy
 import pickle
@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 from copies import COPIES
-from pairs import assert_fused, assert_library_runs, pair, said_in
-from se_modules import C, Copied, times
+from pairs import assert_fused, assert_library_runs, pair, said_in, x_of
+from se_modules import Copied, times
 from torch import nn
 
 from se_fused import FusedSE, replace_se, restore_se
@@ -25,24 +25,20 @@ class Own(Copied):
         return times(x, self.fc[3](p / self.temperature))
 
 
-def x_of():
-    return torch.randn(2, C, 4, 5, dtype=torch.float64)
-
-
 copies = pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
 
 
 @copies
 def test_copy(duplicate):
-    library, swapped = pair(Own())
-    twin = duplicate(swapped)
+    library, replaced = pair(Own())
+    twin = duplicate(replaced)
     assert_fused((library, twin), x_of())
     for each in (library, twin):
         each.se.temperature = 2.0
     assert_library_runs((library, twin), x_of(), "temperature is 2.0 now, and was 1.0")
-    assert swapped.se.temperature == 1.0
+    assert replaced.se.temperature == 1.0
     library.se.temperature = 1.0
-    assert_fused((library, swapped), x_of())
+    assert_fused((library, replaced), x_of())
 
 
 def heated(se):
@@ -68,10 +64,10 @@ DIFFERENCES = {"attribute": heated, "hook": hooked, "layer": with_another_gate}
 @pytest.mark.parametrize("change", DIFFERENCES.values(), ids=DIFFERENCES)
 def test_copy_of_a_changed_one(duplicate, change):
     """It computes as the library's, whether that can be fused (another temperature) or not."""
-    library, swapped = pair(Own())
-    for each in (library, swapped):
+    library, replaced = pair(Own())
+    for each in (library, replaced):
         change(each.se)
-    twin = duplicate(swapped)
+    twin = duplicate(replaced)
     assert isinstance(twin.se, FusedSE)
     x = x_of()
     torch.testing.assert_close(twin.se(x), library.se(x), rtol=1e-12, atol=1e-12)
@@ -90,14 +86,14 @@ def with_silu(self, x):
 
 @pytest.mark.parametrize("forward", [squared, with_silu], ids=["squared", "another-act"])
 def test_class_that_is_another_where_it_is_loaded(forward, monkeypatch):
-    _, swapped = pair(Own())
-    saved = pickle.dumps(swapped)
+    _, replaced = pair(Own())
+    saved = pickle.dumps(replaced)
     monkeypatch.setattr(Own, "forward", forward)
     # The made class of this process has the forward of before: another process makes it anew.
     from se_fused.surgery import class_swap
 
     class_swap._made_class.cache_clear()
-    from se_fused.surgery.reads import reads_of
+    from se_fused.surgery.attribute_reads import reads_of
 
     reads_of.cache_clear()
     try:
@@ -115,13 +111,13 @@ def test_class_that_is_another_where_it_is_loaded(forward, monkeypatch):
 
 def test_asked_again_after_a_change_that_can_be_fused():
     both = pair(Own())
-    library, swapped = both
+    library, replaced = both
     for each in both:
         each.se.fc[1] = nn.SiLU()
     assert_library_runs(both, x_of(), "fc.1 is a torch.nn.modules.activation.SiLU now")
-    assert [entry.name for entry in replace_se(swapped).replaced] == ["se"]
+    assert [entry.name for entry in replace_se(replaced).replaced] == ["se"]
     assert_fused(both, x_of())
-    assert not replace_se(swapped).replaced
+    assert not replace_se(replaced).replaced
 
 
 def test_asked_again_after_a_change_that_cannot():
@@ -137,13 +133,13 @@ def test_asked_again_after_a_change_that_cannot():
 
 @pytest.mark.parametrize("change", DIFFERENCES.values(), ids=DIFFERENCES)
 def test_restored_after_a_change(change):
-    library, swapped = pair(Own())
+    library, replaced = pair(Own())
     before = {*vars(library.se)}
-    for each in (library, swapped):
+    for each in (library, replaced):
         change(each.se)
-    said_in(lambda: swapped.se(x_of()))
-    assert [entry.name for entry in restore_se(swapped).replaced] == ["se"]
-    assert type(swapped.se) is Own and {*vars(swapped.se)} == before
+    said_in(lambda: replaced.se(x_of()))
+    assert [entry.name for entry in restore_se(replaced).replaced] == ["se"]
+    assert type(replaced.se) is Own and {*vars(replaced.se)} == before
     x = x_of()
-    assert torch.equal(swapped.se(x), library.se(x))
-    assert not said_in(lambda: swapped.se(x))
+    assert torch.equal(replaced.se(x), library.se(x))
+    assert not said_in(lambda: replaced.se(x))

@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 import torch
-from pairs import assert_fused, pair
-from se_modules import C, Copied, times
+from pairs import assert_fused, pair, x_of
+from se_modules import Copied, gates, times
 from torch import nn
 
 from se_fused import FusedSE, replace_se, restore_se
@@ -15,20 +15,12 @@ from se_fused import FusedSE, replace_se, restore_se
 OURS = sorted(
     {name for name in {*vars(FusedSE), *vars(FusedSE(8)), *FusedSE(8)._modules}
      if not name.startswith("__")}
-    | {"_gate", "_layers", "_form", "form", "slots", "compute", "on_gate", "squeeze", "channels",
-       "fused", "bound", "takes", "beside", "swapped", "library", "names", "guard", "excitation",
+    | {"_gate", "_layers", "_form", "form", "paths", "compute", "on_gate", "squeeze", "channels",
+       "fused", "bound", "takes", "other_layers", "library", "names", "guard", "excitation",
        "specification", "is_se_alone", "add_residual", "example_map", "members", "prefix", "kind"}
 )  # fmt: skip
 OURS = [name for name in OURS if not name.startswith("_abc") and name not in vars(nn.Module)
         and name not in vars(nn.Module()) and name not in ("forward", "extra_repr")]  # fmt: skip
-
-
-def x_of():
-    return torch.randn(2, C, 4, 5, dtype=torch.float64)
-
-
-def gates(self, x):
-    return self.fc(self.avg_pool(x).flatten(1))
 
 
 def with_method(name):
@@ -77,18 +69,18 @@ WAYS = [with_method, with_attribute, with_property, with_class_attribute, with_c
 @pytest.mark.parametrize("name", OURS)
 def test_name(make, name):
     module = make(name)
-    library, swapped = pair(module)
-    assert_fused((library, swapped), x_of())
-    repr(swapped), swapped.state_dict()
-    mine, theirs = getattr(swapped.se, name), getattr(library.se, name)
+    library, replaced = pair(module)
+    assert_fused((library, replaced), x_of())
+    repr(replaced), replaced.state_dict()
+    mine, theirs = getattr(replaced.se, name), getattr(library.se, name)
     assert type(mine) is type(theirs)
     if make is with_method:
         x = x_of()
         assert torch.equal(mine(x), theirs(x))
-    twin = copy.deepcopy(swapped)
+    twin = copy.deepcopy(replaced)
     assert_fused((library, twin), x_of())
-    assert restore_se(swapped).replaced
-    assert type(swapped.se) is type(library.se)
+    assert restore_se(replaced).replaced
+    assert type(replaced.se) is type(library.se)
 
 
 def test_extra_repr_of_the_library_stays():

@@ -18,7 +18,7 @@ from selection import kept
 from torch import nn
 
 from se_fused import fuse, replace_se
-from se_fused.surgery.blocks import FusedBlock
+from se_fused.surgery.fused_block import FusedBlock
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
 IN_EVAL_MODE = {"excite"}

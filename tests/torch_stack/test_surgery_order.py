@@ -54,7 +54,7 @@ def check(name, reason, net, plain, left, whole=WHOLE):
 
 
 def test_surgery_itself_warns_of_nothing():
-    """Of copies on trial neither."""
+    """Nor while copies are verified."""
     net = network()
     for _ in range(2):
         assert not observed(surgery, net)[2]
@@ -82,7 +82,7 @@ def test_surgery_again_is_that_of_a_changed_model(name):
     assert_same(found, step(plain, x))
     expected, _, _ = changed(name, "after", action)
     assert called >= observed(step, expected, x)[1]
-    assert not said or name == "hooks-on-layers"  # of the SE module that was swapped before
+    assert not said or name == "hooks-on-layers"  # of the SE module that was replaced before
 
 
 @kept(pytest.mark.parametrize("name", IN_EVAL_MODE), "synchronised")

@@ -1,27 +1,23 @@
-"""Before a block is fused: both forms on copies with random parameters, in float64."""
+"""Verifies a block before it is fused: both forms on copies with random parameters, in float64."""
 
 import copy
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from se_fused.modules.batch_norm_se import synchronised_or_not
 from se_fused.modules.se import FusedSE
 from se_fused.surgery.comparison import (
     RandomStates,
     Step,
     attributes_of,
     changed_attribute,
-    example,
     first_line,
-    generator,
-    on_trial,
-    random_copy,
+    verifying,
 )
-from se_fused.surgery.reads import Outside
-from se_fused.surgery.report import Left
+from se_fused.surgery.fused_end import norm_with_act, synchronised_or_not
+from se_fused.surgery.random_copies import example, generator, random_copy
+from se_fused.surgery.report import NotFusible
 
 _SIZES = {
     1: ((5,), (8,), (33,), (64,)),
@@ -31,32 +27,26 @@ _SIZES = {
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
-def compare(
-    block: nn.Module, way: tuple[str, ...], function: Callable, seen: list[dict]
+def verify_block(
+    block: nn.Module, call_form: tuple[str, ...], function: Callable, seen: list[dict]
 ):
-    """Raises Left where the fused function is not the block's forward: in results, gradients,
+    """Raises NotFusible where the fused function is not the block's forward: in results, gradients,
     buffers and random numbers drawn, in training at two sizes and in eval mode.
 
     seen: arguments that the block was called with, of whose shapes examples are made; else they
     are made from its layers.
     """
-    numbers, outside = generator(), Outside(block)
-    try:
+    with verifying(block, "its block"):
+        numbers = generator()
         library = random_copy(block, numbers)
         dims = _dims_of(library)
         for module in library.modules():
             _without_synchronisation(module, dims)
-        with on_trial():
-            examples = _alike(seen, numbers) if seen else _examples(library, way, dims, numbers)
-            _compare(library, copy.deepcopy(library), function, examples)
-    except Left:
-        raise
-    except Exception as error:  # whatever a library's code raises
-        raise Left(f"its block could not be tried: {first_line(error)}") from error
-    finally:
-        changed = outside.put_back()
-    if changed is not None:
-        raise Left(f"its block's forward changes {changed}")
+        if seen:
+            examples = _alike(seen, numbers)
+        else:
+            examples = _examples(library, call_form, dims, numbers)
+        _compare(library, copy.deepcopy(library), function, examples)
 
 
 def _compare(library, fused, function, examples: list[dict]):
@@ -71,20 +61,21 @@ def _compare(library, fused, function, examples: list[dict]):
             forward = type(library).forward
             library.train(training)
             if type(library).forward is not forward:  # torchvision's DualGraphModule
-                raise Left("its block's forward is another in training than in eval mode")
+                raise NotFusible("its block's forward is another in training than in eval mode")
             before = attributes_of(library, tensors=False)
             expected = Step.of(library, (), given, states)
             changed = changed_attribute(library, before)
             if changed is not None:
-                raise Left(f"its block's forward sets {changed}")
+                raise NotFusible(f"its block's forward sets {changed}")
             fused.train(training)
             found = Step.of(as_module, (), given, states)
             if found.drawn != expected.drawn:
-                raise Left("its block's forward draws random numbers")
+                raise NotFusible("its block's forward draws random numbers")
             if not found.agrees(expected):
-                raise Left("its block's forward computes something else in other cases")
+                raise NotFusible("its block's forward computes something else in other cases")
             if training and found.kept > 1.25 * expected.kept:
-                raise Left("its block's forward keeps less for the backward pass: it checkpoints")
+                keeps_less = "its block's forward keeps less for the backward pass: it checkpoints"
+                raise NotFusible(keeps_less)
 
 
 class _Called(nn.Module):
@@ -110,7 +101,7 @@ def _alike(seen: list[dict], numbers) -> list[dict]:
     ]
 
 
-def _examples(library: nn.Module, way: tuple[str, ...], dims: int, numbers) -> list[dict]:
+def _examples(library: nn.Module, call_form: tuple[str, ...], dims: int, numbers) -> list[dict]:
     """Arguments that the block takes, at two sizes where there are two."""
     error = None
     for channels in _widths(library):
@@ -118,7 +109,7 @@ def _examples(library: nn.Module, way: tuple[str, ...], dims: int, numbers) -> l
         for size in _SIZES[dims]:
             x = example((2 + len(found), channels, *size), numbers)
             try:
-                found.append(_accepted(library, way, x, numbers))
+                found.append(_accepted(library, call_form, x, numbers))
             except Exception as raised:  # whatever a library's forward raises
                 error = error or raised
             if len(found) == 2:
@@ -126,10 +117,10 @@ def _examples(library: nn.Module, way: tuple[str, ...], dims: int, numbers) -> l
         if found:
             return found
     why = f" ({first_line(error)})" if error else ""
-    raise Left(f"no input could be made for its block{why}: give fuse example_inputs")
+    raise NotFusible(f"no input could be made for its block{why}: give fuse example_inputs")
 
 
-def _accepted(library: nn.Module, way: tuple[str, ...], x: Tensor, numbers) -> dict:
+def _accepted(library: nn.Module, call_form: tuple[str, ...], x: Tensor, numbers) -> dict:
     """x for the first argument; for the others what is like it, or like the last result."""
     shapes, results = [tuple(x.shape)], []
 
@@ -138,7 +129,7 @@ def _accepted(library: nn.Module, way: tuple[str, ...], x: Tensor, numbers) -> d
             results.append(tuple(result.shape))
 
     hooks = [module.register_forward_hook(look) for module in library.modules()]
-    first, *others = way
+    first, *others = call_form
     try:
         while True:
             given = {first: x, **{name: example(shapes[-1], numbers) for name in others}}
@@ -181,6 +172,5 @@ def _without_synchronisation(module: nn.Module, dims: int):
     """Synchronised norms run on GPUs alone."""
     if type(module) is nn.SyncBatchNorm:
         module.__class__ = _NORMS[dims]
-    elif isinstance(module, _BatchNorm) and type(module).__name__ == "SyncBatchNormAct":
-        classes = synchronised_or_not(type(module))
-        module.__class__ = next(cls for cls in classes if cls is not type(module))
+    elif norm_with_act(type(module)) is not None and isinstance(module, nn.SyncBatchNorm):
+        [module.__class__] = {*synchronised_or_not(type(module))} - {type(module)}

@@ -1,6 +1,6 @@
 """The table of networks that ``insert_se`` knows: a family is a row, a placement an entry of it.
 
-As in ``surgery/families.py``, classes are named by their path, so that no library needs to be
+As in ``surgery/registry.py``, classes are named by their path, so that no library needs to be
 installed. Placements are those of Hu et al., arXiv 1709.01507: figures 2, 3 and 5, section 3.3
 ("Instantiations") and section 6.5.
 """
@@ -43,7 +43,7 @@ class Place(NamedTuple):
     optional: bool = False  # None there stands for no layer
 
 
-class Family(NamedTuple):
+class BlockFamily(NamedTuple):
     """Classes of blocks of one form."""
 
     classes: tuple[str, ...]
@@ -142,23 +142,23 @@ def _outputs(*convolutions: str, pooled: str | None = None) -> tuple[str, ...]:
     return outputs if pooled is None else (*outputs, f"{pooled}.conv.in_channels")
 
 
-def _inception(letter: str, *outputs: str) -> Family:
+def _inception(letter: str, *outputs: str) -> BlockFamily:
     classes = tuple(path.format(letter) for path in _INCEPTION)
-    return Family(classes, {"standard": Place("", outputs)}, _INCEPTION_STAGE)
+    return BlockFamily(classes, {"standard": Place("", outputs)}, _INCEPTION_STAGE)
 
 
-def _mixed(name: str, stage: int, *outputs: str) -> Family:
-    return Family((_MIXED.format(name),), {"standard": Place("", outputs)}, _always(stage))
+def _mixed(name: str, stage: int, *outputs: str) -> BlockFamily:
+    return BlockFamily((_MIXED.format(name),), {"standard": Place("", outputs)}, _always(stage))
 
 
-def _residual_inception(name: str, stage: int) -> Family:
+def _residual_inception(name: str, stage: int) -> BlockFamily:
     """SE before the scaled sum, as in a ResNet."""
     place = Place("conv2d", ("conv2d.out_channels",))
-    return Family((_BLOCK.format(name),), {"standard": place}, _always(stage))
+    return BlockFamily((_BLOCK.format(name),), {"standard": place}, _always(stage))
 
 
 FAMILIES = (
-    Family(
+    BlockFamily(
         ("torchvision.models.resnet.BasicBlock", "timm.models.resnet.BasicBlock"),
         {
             "standard": Place("bn2", ("conv2.out_channels",)),
@@ -168,7 +168,7 @@ FAMILIES = (
         },
         _RESNET_STAGE,
     ),
-    Family(
+    BlockFamily(
         ("torchvision.models.resnet.Bottleneck", "timm.models.resnet.Bottleneck"),
         {
             "standard": Place("bn3", ("conv3.out_channels",)),
@@ -180,7 +180,7 @@ FAMILIES = (
         _RESNET_STAGE,
     ),
     Chain(("torchvision.models.vgg.VGG", "timm.models.vgg.VGG"), "features"),
-    Family(
+    BlockFamily(
         ("torchvision.models.googlenet.Inception",),
         {"standard": Place("", _outputs("branch1", "branch2.1", "branch3.1", "branch4.1"))},
         _numbered(r"inception(\d)"),
@@ -202,7 +202,7 @@ FAMILIES = (
     _residual_inception("17", 6),
     _mixed("7a", 7, *_outputs("branch0.1", "branch1.1", "branch2.2", pooled="branch0.0")),
     _residual_inception("8", 7),
-    Family(
+    BlockFamily(
         ("torchvision.models.mobilenetv2.InvertedResidual",),
         {
             "standard": Place("conv", ("out_channels",)),
@@ -212,7 +212,7 @@ FAMILIES = (
         },
         _by_row,
     ),
-    Family(
+    BlockFamily(
         ("timm.models._efficientnet_blocks.InvertedResidual",),
         {
             "standard": Place("bn3", ("conv_pwl.out_channels",)),
@@ -222,7 +222,7 @@ FAMILIES = (
         },
         _BLOCKS_STAGE,
     ),
-    Family(
+    BlockFamily(
         ("timm.models._efficientnet_blocks.DepthwiseSeparableConv",),  # MobileNetV1, V2's first
         {
             "standard": Place("bn2", ("conv_pw.out_channels",)),
@@ -232,7 +232,7 @@ FAMILIES = (
         },
         _BLOCKS_STAGE,
     ),
-    Family(
+    BlockFamily(
         ("torchvision.models.shufflenetv2.InvertedResidual",),
         {"standard": Place("branch2", ("branch2.5.out_channels",))},
         _numbered(r"stage(\d)"),

@@ -1,6 +1,6 @@
-"""What a library's SE module becomes: the same object, whose forward is fused while it holds.
+"""A replaced SE module: the same object, whose forward is fused while its guard holds.
 
-Where its guard finds a difference, or it is called with more than a map, or the map or the weights
+Where that finds a difference, or it is called with more than a map, or the map or the weights
 are not what the fused operators take, its library's own forward runs.
 """
 
@@ -12,8 +12,8 @@ import torch.fx
 from torch import Tensor, nn
 
 from se_fused.modules.layers import (
+    LayerPaths,
     Layers,
-    Slots,
     Specification,
     dims_taken,
     is_plain,
@@ -24,20 +24,20 @@ from se_fused.modules.layers import (
 )
 from se_fused.modules.se import Form, FusedSE, compute, described, traced
 from se_fused.surgery.class_swap import ClassSwapped, library_of, made_class, with_source_of
-from se_fused.surgery.comparison import example
-from se_fused.surgery.guard import say_once, write_down
-from se_fused.surgery.report import Left
+from se_fused.surgery.guard import guard_of
+from se_fused.surgery.random_copies import example
+from se_fused.surgery.report import NotFusible, warn_once
 
 NOT_PLAIN = "its weights are no plain tensors of x's dtype and on its device"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-class SwappedSE(ClassSwapped, FusedSE):
+class ReplacedSE(ClassSwapped, FusedSE):
     """A library's SE module whose forward is fused."""
 
     __se_fused__: Form | None = None  # a module that is built with its class has none
     __is_se_alone__ = True
-    __beside__: tuple[str, ...] = ()  # children that the fused forward calls, beside the slots'
+    __other_layers__: tuple[str, ...] = ()  # children beside SE's that it calls
 
     @staticmethod
     def __fused__(
@@ -46,9 +46,9 @@ class SwappedSE(ClassSwapped, FusedSE):
         return compute(module, x, form, found)
 
     @staticmethod
-    def __example_map__(module: nn.Module, slots: Slots, size: tuple, numbers) -> Tensor:
-        """A map that the module takes, for the test before the swap."""
-        channels = layers_of(module, slots).fc1.weight.shape[1]
+    def __example_map__(module: nn.Module, paths: LayerPaths, size: tuple, numbers) -> Tensor:
+        """A map that the module takes, for its verification."""
+        channels = layers_of(module, paths).fc1.weight.shape[1]
         return example((3, channels, *size), numbers)
 
     @staticmethod
@@ -80,19 +80,19 @@ class SwappedSE(ClassSwapped, FusedSE):
                 return library.forward(module, *args, **kwargs)
             reason = form.guard.difference(module) or _unfit_map(cls, form, x)
             if reason is None:
-                layers = layers_of(module, form.slots)
+                layers = layers_of(module, form.paths)
                 found = None if form.names is None else specification(layers, form.names, x)
                 if found is not None or (form.names is None and _are_plain(layers, x)):
                     return cls.__fused__(module, form, found, *arguments)
                 reason = NOT_PLAIN
-            say_once(module, reason)
+            warn_once(module, reason)
             return library.forward(module, *args, **kwargs)
 
         def restore(module, state):
             library.__setstate__(module, state)
             form = module.__se_fused__
             if form is not None and form.guard is None:  # the class may be another here
-                _look_again(module, cls)
+                _verify_again(module, cls)
 
         def extra_repr(module):
             form = module.__se_fused__
@@ -104,7 +104,7 @@ class SwappedSE(ClassSwapped, FusedSE):
         return members
 
 
-class Never(NamedTuple):
+class NeverFused(NamedTuple):
     """The guard of a module that runs its library's forward, and why."""
 
     reason: str
@@ -113,18 +113,18 @@ class Never(NamedTuple):
         return self.reason
 
 
-def _look_again(module: nn.Module, kind: type[SwappedSE]):
-    from se_fused.surgery.trial import examine  # which swaps copies
+def _verify_again(module: nn.Module, kind: type[ReplacedSE]):
+    from se_fused.surgery.verify import verify  # which replaces copies
 
     form = module.__se_fused__
     library = library_of(type(module))
-    swapped = type(module)
+    replaced = type(module)
     _change_class(module, library)
     try:
-        form = examine(module, kind, form.slots)
-    except Left as reason:
-        form = form._replace(guard=Never(f"after loading: {reason}"))
-    _change_class(module, swapped)
+        form = verify(module, kind, form.paths)
+    except NotFusible as reason:
+        form = form._replace(guard=NeverFused(f"after loading: {reason}"))
+    _change_class(module, replaced)
     module.__dict__["__se_fused__"] = form
 
 
@@ -133,15 +133,15 @@ def _first_parameter(library: type[nn.Module]) -> str:
     return parameters[1] if len(parameters) > 1 else ""
 
 
-def unfit(kind: type[SwappedSE], module: nn.Module, form: Form, x) -> str | None:
+def unfit(kind: type[ReplacedSE], module: nn.Module, form: Form, x) -> str | None:
     """Why a map or the weights beside it are left to the library's forward."""
     reason = _unfit_map(kind, form, x)
-    if reason is None and not _are_plain(layers_of(module, form.slots), x):
+    if reason is None and not _are_plain(layers_of(module, form.paths), x):
         reason = NOT_PLAIN
     return reason
 
 
-def _unfit_map(kind: type[SwappedSE], form: Form, x) -> str | None:
+def _unfit_map(kind: type[ReplacedSE], form: Form, x) -> str | None:
     if not is_plain(x):
         return f"it was called with a {type(x).__name__}"
     if x.dtype not in _DTYPES or not 2 <= x.dim() <= 5:
@@ -156,59 +156,30 @@ def _are_plain(layers: Layers, x: Tensor) -> bool:
     return all([plain_weights(layer, x) is not None for layer in weighted])
 
 
-class SwappedChannelsLast(SwappedSE):
-    """SE of a map [N, H, W, C]; the same map as [N, C, H, W] is channels_last, which is native."""
-
-    __is_se_alone__ = False
-
-    @staticmethod
-    def __fused__(module, form, found, x):
-        return compute(module, x.movedim(-1, 1), form, found).movedim(1, -1)
-
-    @staticmethod
-    def __example_map__(module, slots, size, numbers):
-        return SwappedSE.__example_map__(module, slots, size, numbers).movedim(1, -1).contiguous()
-
-    @staticmethod
-    def __takes__(form, x):
-        return x.shape[-1] == form.channels
-
-
-class SwappedSCSE(SwappedSE):
-    """SE beside a spatial gate: ``x * cSE(x) + x * sSE(x)``, the first term fused."""
-
-    __is_se_alone__ = False
-    __beside__ = ("sSE",)
-
-    @staticmethod
-    def __fused__(module, form, found, x):
-        return compute(module, x, form, found) + x * module.sSE(x)
-
-
-def form_of(module: nn.Module, kind: type[SwappedSE], slots: Slots) -> Form:
-    """What a library's module computes, with a guard on all of it; raises Left."""
-    layers = layers_of(module, slots)
+def form_of(module: nn.Module, kind: type[ReplacedSE], paths: LayerPaths) -> Form:
+    """What a library's module computes, with a guard on all of it; raises NotFusible."""
+    layers = layers_of(module, paths)
     own = vars(layers.fc1)  # never by a property, which may compute it
     weight = own["_parameters"].get("weight", own.get("weight"))
     if not isinstance(weight, Tensor) or weight.dim() < 2:
-        raise Left("its weights are sharded or quantized: call replace_se before")
+        raise NotFusible("its weights are sharded or quantized: call replace_se before")
     squeeze = "avg_max" if getattr(module, "add_maxpool", False) is True else "avg"
-    called = {path: (type(module.get_submodule(path)),) for path in kind.__beside__
+    called = {path: (type(module.get_submodule(path)),) for path in kind.__other_layers__
               if path in module._modules}  # fmt: skip
     adds = getattr(module, "add_residual", False) is True
     return Form(
-        slots,
+        paths,
         squeeze,
         adds,
         kind.__is_se_alone__,
-        write_down(module, called),
+        guard_of(module, called),
         None if adds else names_of(layers),
         weight.shape[1],
         dims_taken(layers.fc1),
     )
 
 
-def swap(module: nn.Module, kind: type[SwappedSE], form: Form):
+def replace_forward(module: nn.Module, kind: type[ReplacedSE], form: Form):
     """Fuses the forward of a module, in place."""
     _change_class(module, made_class(kind, type(module)))
     module.__dict__["__se_fused__"] = form
@@ -218,7 +189,7 @@ def _change_class(module: nn.Module, cls: type):
     object.__setattr__(module, "__class__", cls)  # a library's own __setattr__ may refuse
 
 
-def unswap(module: SwappedSE):
+def restore_forward(module: ReplacedSE):
     _change_class(module, library_of(type(module)))
     for name in ("__se_fused__", "__said__"):
         module.__dict__.pop(name, None)

@@ -1,4 +1,4 @@
-"""A residual block with SE and any forward, and a step of it, for the tests of fuse's trials."""
+"""A residual block with SE and any forward, and a step of it, for the tests of its verification."""
 
 import torch
 import torch.nn.functional as F

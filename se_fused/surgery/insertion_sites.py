@@ -5,35 +5,34 @@ from collections.abc import Callable
 from torch import nn
 
 from se_fused.modules.se import FusedSE
-from se_fused.surgery.families import known_family
-from se_fused.surgery.placements import BY_CLASS, CONTAINERS, Site, end_of
-from se_fused.surgery.recognition import recognised
-from se_fused.surgery.report import Left, path_of
-from se_fused.surgery.trial import examine
+from se_fused.surgery.find_se import find_by_class, find_by_layers
+from se_fused.surgery.networks import BY_CLASS, CONTAINERS, Site, end_of
+from se_fused.surgery.report import NotFusible, path_of
+from se_fused.surgery.verify import verify
 
 
 def check_has_no_se(model: nn.Module):
-    tried = {}
+    verified = {}
     for name, module in model.named_modules():
-        is_known = isinstance(module, FusedSE) or known_family(module) != (None, None)
-        if is_known or _is_se(module, tried):
+        is_known = isinstance(module, FusedSE) or find_by_class(module) != (None, None)
+        if is_known or _is_se(module, verified):
             raise ValueError(
                 f"model must have no SE; {name or 'it'} is a {path_of(type(module))}"
             )
 
 
-def _is_se(module: nn.Module, tried: dict) -> bool:
+def _is_se(module: nn.Module, verified: dict) -> bool:
     """Whether a module of an unknown class is SE by its layers and by what it computes."""
     try:
-        family = recognised(module, tried)
+        family = find_by_layers(module, verified)
         if family is not None:
-            examine(module, family.swapped, family.slots, tried)
-    except Left:
+            verify(module, family.kind, family.paths, verified)
+    except NotFusible:
         return False
     return family is not None
 
 
-def known(model: nn.Module, where: str) -> list[Site]:
+def sites_by_class(model: nn.Module, where: str) -> list[Site]:
     sites = {}
     for name, block in model.named_modules():
         cls = path_of(type(block))
@@ -61,7 +60,7 @@ def known(model: nn.Module, where: str) -> list[Site]:
     return list(sites.values())
 
 
-def chosen(model: nn.Module, where: str, blocks: Callable) -> list[Site]:
+def sites_by_choice(model: nn.Module, where: str, blocks: Callable) -> list[Site]:
     if not callable(blocks):
         raise TypeError(f"blocks must be callable, got {type(blocks).__name__}")
     if where != "standard":

@@ -1,4 +1,4 @@
-"""What one trace of a block's forward does not show: fuse tries it, and never lies about it.
+"""What one trace of a block's forward does not show: fuse verifies it on copies.
 
 Each block is called in the ways it can be; what fuse made of it must give what it gave.
 """
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from block_with_forward import END, SE, Residual, block, feature_map, step
 from residual_blocks import C, assert_same, recorded_calls
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from tried_blocks import END, SE, Residual, block, feature_map, step
 
 from se_fused import FusedSE, fuse
 
@@ -220,7 +220,7 @@ LEFT = {
         lambda: block(_asks_for_gradients_of_x), "its block's forward cannot be traced"
     ),
     "size": (lambda: block(_asks_for_the_size), "its block's forward cannot be traced"),
-    "global-set": (lambda: block(_sets_a_global), "the forward of a tried_blocks.Other sets"),
+    "global-set": (lambda: block(_sets_a_global), "the forward of a block_with_forward.Other sets"),
     "any-arguments": (
         lambda: block(_any_arguments), "its block's forward takes any number of arguments"
     ),

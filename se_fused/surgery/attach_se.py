@@ -1,4 +1,4 @@
-"""Where an inserted SE block becomes a child: beside the layer that it belongs to, never inside it.
+"""Attaches inserted SE blocks: each as a child beside the layer that it belongs to, not inside it.
 
 The layer stays as it is, and so does its name. What calls it then calls SE, too: a Sequential
 because SE is one more child of it, a block because its class is swapped.
@@ -13,9 +13,9 @@ from torch import nn
 
 from se_fused.modules.se import FusedSE
 from se_fused.surgery.class_swap import ClassSwapped, made_class
-from se_fused.surgery.layer_calls import Insertion, methods_with_se
-from se_fused.surgery.placements import CONTAINERS, Site
+from se_fused.surgery.networks import CONTAINERS, Site
 from se_fused.surgery.report import path_of
+from se_fused.surgery.wrap_calls import Insertion, methods_with_se
 
 MARK = "__inserted__"  # an attribute of the SE blocks, in copies of them too
 
@@ -73,7 +73,7 @@ class OnIdentity(NamedTuple):
         setattr(self.parent, self.attribute, branch)
 
 
-Spot = InSequential | InBlock | OnIdentity
+Attachment = InSequential | InBlock | OnIdentity
 
 
 def is_sequential(module: nn.Module) -> bool:
@@ -81,10 +81,10 @@ def is_sequential(module: nn.Module) -> bool:
     return forward is nn.Sequential.forward and "forward" not in vars(module)
 
 
-class Spots:
-    """The spots of some sites in a model, and the classes that their blocks get.
+class Attachments:
+    """How SE is attached at some sites of a model, and the classes that their blocks get.
 
-    Raises ValueError for a site that cannot have SE; nothing is changed before ``fill``.
+    Raises ValueError for a site that cannot have SE; nothing is changed before ``attach``.
     """
 
     def __init__(self, model: nn.Module, sites: list[Site], argument: str):
@@ -95,21 +95,21 @@ class Spots:
                 self.owners.setdefault(child, []).append((parent, name))
         self.argument = argument
         self.taken: set[tuple[nn.Module, str]] = set()
-        self.spots = [self._spot(model, site) for site in sites]
+        self.attachments = [self._attachment_for(model, site) for site in sites]
         insertions: dict[nn.Module, list[Insertion]] = {}
-        for spot in self.spots:
-            if isinstance(spot, InBlock):
-                insertions.setdefault(spot.parent, []).append(spot.insertion)
+        for attachment in self.attachments:
+            if isinstance(attachment, InBlock):
+                insertions.setdefault(attachment.parent, []).append(attachment.insertion)
         self.classes = {parent: self._class(parent, of) for parent, of in insertions.items()}
 
-    def fill(self, blocks: Iterable[FusedSE]):
-        for spot, se in zip(self.spots, blocks):
+    def attach(self, blocks: Iterable[FusedSE]):
+        for attachment, se in zip(self.attachments, blocks):
             setattr(se, MARK, True)
-            spot.put(se)
+            attachment.put(se)
         for parent, cls in self.classes.items():
             parent.__class__ = cls
 
-    def _spot(self, model: nn.Module, site: Site) -> Spot:
+    def _attachment_for(self, model: nn.Module, site: Site) -> Attachment:
         if site.layer is None:
             return OnIdentity(model.get_submodule(site.block), site.attribute)
         if is_block(site.layer) and not site.before:
@@ -153,7 +153,7 @@ class Spots:
         return made
 
     def _check_not_patched(self, parent: nn.Module, methods: Iterable[str]):
-        """A method that an object has of its own would go before that of its class."""
+        """A method set on an object hides the one of its class."""
         for name in methods:
             if name in vars(parent):
                 raise ValueError(
@@ -172,7 +172,7 @@ class Spots:
 
 
 def is_block(module: nn.Module) -> bool:
-    """Whether a module is made of others, and is no layer of PyTorch's with another form."""
+    """Whether a module has children and is none of PyTorch's layers."""
     own = (nn.Module, *CONTAINERS)
     is_layer = any(
         cls.__module__.startswith("torch.nn.") and cls not in own for cls in type(module).__mro__

@@ -1,4 +1,4 @@
-"""Where the methods of a block call a layer, and SE put beside these calls, in a copy of them."""
+"""Copies of the methods of a block in which SE is called beside the calls of a layer."""
 
 import ast
 import inspect
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from se_fused.surgery.recompile import Source, Wrap
+from se_fused.surgery.recompile_method import Source, Wrap
 from se_fused.surgery.report import path_of
 
 
@@ -179,7 +179,7 @@ def _around_results(tree: ast.FunctionDef, method: Method, insertion: Insertion)
 
 
 def _own_statements(node: ast.AST) -> Iterator[ast.AST]:
-    """But those of functions inside."""
+    """Without those of functions inside."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
             yield child

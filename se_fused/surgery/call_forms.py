@@ -7,7 +7,7 @@ from itertools import combinations
 from torch import Tensor, nn
 
 from se_fused.surgery.guard import Guard
-from se_fused.surgery.report import Left
+from se_fused.surgery.report import NotFusible
 
 _MOST = 3  # optional arguments of which all combinations are looked at
 
@@ -18,13 +18,13 @@ class Signature:
     def __init__(self, cls: type[nn.Module]):
         parameters = [*inspect.signature(cls.forward).parameters.values()][1:]
         if any(p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY) for p in parameters):
-            raise Left("its block's forward takes any number of arguments")
+            raise NotFusible("its block's forward takes any number of arguments")
         named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
         self.names = tuple(p.name for p in named if p.kind is not p.KEYWORD_ONLY)
         self.defaults = {p.name: p.default for p in named if p.default is not p.empty}
         self.required = tuple(p.name for p in named if p.default is p.empty)
 
-    def ways(self) -> list[tuple[str, ...]]:
+    def call_forms(self) -> list[tuple[str, ...]]:
         """What may be given: the required arguments, and some that are None else."""
         optional = [name for name, default in self.defaults.items() if default is None][:_MOST]
         chosen = [c for count in range(len(optional) + 1) for c in combinations(optional, count)]
@@ -52,7 +52,7 @@ def _is_left_out(value, default) -> bool:
     return isinstance(value, (bool, int, float, str)) and value == default
 
 
-class Calls:
+class FusedCalls:
     """The fused functions of a block, each with its guard, by what is given."""
 
     def __init__(self, signature: Signature, functions: dict[tuple, tuple[Guard, Callable]]):

@@ -10,16 +10,15 @@ from torch.fx import Graph, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from se_fused.modules.batch_norm_se import batch_norm_se, is_like, synchronised_or_not
-from se_fused.modules.layers import has_hooks, is_changed, is_plain
-from se_fused.modules.se import FusedSE
-from se_fused.surgery.block_trial import compare
-from se_fused.surgery.calls import Calls, Signature
-from se_fused.surgery.comparison import description, first_line
+from se_fused.modules.layers import has_hooks
+from se_fused.surgery.call_forms import FusedCalls, Signature
+from se_fused.surgery.comparison import description, first_line, once
+from se_fused.surgery.fused_end import fused_end, synchronised_or_not
 from se_fused.surgery.graph import containers, sharing_copy, trace
-from se_fused.surgery.guard import Guard, say_once, write_down
+from se_fused.surgery.guard import Guard, guard_of
 from se_fused.surgery.pattern import Match, check_se, find
-from se_fused.surgery.report import Left
+from se_fused.surgery.report import NotFusible
+from se_fused.surgery.verify_block import verify_block
 
 
 class Fusion:
@@ -28,7 +27,7 @@ class Fusion:
     def __init__(self, names: tuple[str, ...]):
         self.names = names  # of the SE modules in the block
         self.covers: dict[str, str] = {}
-        self.calls: Calls | None = None
+        self.calls: FusedCalls | None = None
 
     def difference(self, block: nn.Module) -> str | None:
         """Why the block is not what it was when it was fused."""
@@ -45,50 +44,42 @@ class Fusion:
 
 
 def build(
-    block: nn.Module, names: tuple[str, ...], examples: list[tuple] = (), tried: dict | None = None
+    block: nn.Module,
+    names: tuple[str, ...],
+    examples: list[tuple] = (),
+    verified: dict | None = None,
 ) -> Fusion:
-    """The forward of a block with fused calls for these SE modules, once it was tried.
+    """The forward of a block with fused calls for these SE modules, once it is verified.
 
-    examples: calls of the block to try it with, each args and kwargs.
-    tried: what came of the trials of other blocks, to which this one is added. Raises Left.
+    examples: calls of the block to verify it with, each args and kwargs.
+    verified: the results of other blocks, to which this one is added. Raises NotFusible.
     """
     for name in names:
         check_se(block.get_submodule(name))
     signature = Signature(type(block))
-    seen, tried = _seen(signature, examples), {} if tried is None else tried
-    ways = dict.fromkeys([*((*given,) for given in seen), *signature.ways()])
+    seen, verified = _seen(signature, examples), {} if verified is None else verified
+    call_forms = dict.fromkeys([*((*given,) for given in seen), *signature.call_forms()])
     fusion, functions, reasons = Fusion(names), {}, []
-    for way in ways:
+    for call_form in call_forms:
         try:
-            matches, opened, code, function = _rewritten(block, names, way)
+            matches, opened, code, function = _rewritten(block, names, call_form)
             guard = _guard(block, opened, matches)
-            alike = [g for g in seen if (*g,) == way]
+            alike = [g for g in seen if (*g,) == call_form]
             shapes = [[tuple(t.shape) for t in given.values()] for given in alike]
-            key = guard.signature, names, way, code, description(block), repr(shapes)
-            if key not in tried:
-                tried[key] = _reason_against(block, way, function, alike)
-            if tried[key] is not None:
-                raise Left(tried[key])
-        except Left as reason:
+            key = guard.signature, names, call_form, code, description(block), repr(shapes)
+            once(verified, key, verify_block, block, call_form, function, alike)
+        except NotFusible as reason:
             reasons.append(reason)
             continue
         except Exception as error:  # whatever a library's classes raise
-            reasons.append(Left(f"its block could not be looked at: {first_line(error)}"))
+            reasons.append(NotFusible(f"its block could not be looked at: {first_line(error)}"))
             continue
         fusion.covers = fusion.covers or {match.se: match.covers for match in matches}
-        functions[way] = guard, function
+        functions[call_form] = guard, function
     if not functions:
         raise reasons[0]
-    fusion.calls = Calls(signature, functions)
+    fusion.calls = FusedCalls(signature, functions)
     return fusion
-
-
-def _reason_against(block: nn.Module, *arguments) -> str | None:
-    try:
-        compare(block, *arguments)
-    except Left as reason:
-        return str(reason)
-    return None
 
 
 def _seen(signature: Signature, examples: list[tuple]) -> list[dict]:
@@ -98,12 +89,12 @@ def _seen(signature: Signature, examples: list[tuple]) -> list[dict]:
 
 
 def _rewritten(
-    block: nn.Module, names: tuple[str, ...], way: tuple[str, ...]
+    block: nn.Module, names: tuple[str, ...], call_form: tuple[str, ...]
 ) -> tuple[list[Match], list[str], str, Callable]:
     twin = sharing_copy(block)
-    graph = trace(twin, containers(twin), way)
+    graph = trace(twin, containers(twin), call_form)
     opened = _around(find(twin, graph, name) for name in names)
-    graph = trace(twin, [twin.get_submodule(name) for name in opened], way)
+    graph = trace(twin, [twin.get_submodule(name) for name in opened], call_form)
     matches = [find(twin, graph, name) for name in names]
     _check_modules(block, opened, matches)
     for name in names:  # found anew, as the last call is a part of the graph now
@@ -123,25 +114,20 @@ def _around(matches: Iterable[Match]) -> list[str]:
     return sorted(parents)
 
 
-def obstacle(module: nn.Module) -> str | None:
-    """Why a call of a module is more than its class's forward."""
-    if has_hooks(module):
-        return "has hooks"
-    if "forward" in vars(module):
-        return "has a patched forward"
-    return None
-
-
 def _check_modules(block: nn.Module, opened: list[str], matches: list[Match]):
     for name in ["", *opened, *(name for match in matches for name in match.modules)]:
         module = block.get_submodule(name)
-        reason = obstacle(module)
         if parametrize.is_parametrized(module):
-            reason = "is parametrized"
+            blocker = "is parametrized"
         elif name in opened and "__fusion__" in vars(module):
-            reason = "is fused by itself"
-        if reason is not None:
-            raise Left(f"{name or 'its block'} {reason}")
+            blocker = "is fused by itself"
+        elif has_hooks(module):
+            blocker = "has hooks"
+        elif "forward" in vars(module):
+            blocker = "has a patched forward"
+        else:
+            continue
+        raise NotFusible(f"{name or 'its block'} {blocker}")
 
 
 def _guard(block: nn.Module, opened: list[str], matches: list[Match]) -> Guard:
@@ -159,27 +145,7 @@ def _guard(block: nn.Module, opened: list[str], matches: list[Match]) -> Guard:
         for path, module in block.named_modules(remove_duplicate=False)
         if path not in watched
     }
-    return write_down(block, called, norms)
-
-
-def fused_end(bn, act, se, x, residual, post) -> Tensor:
-    return batch_norm_se(bn, act, se, x, residual, post, _say_why_not)
-
-
-def _say_why_not(se: FusedSE, x, residual):
-    """A swapped module that runs its library's forward says so itself."""
-    form = se.__se_fused__
-    if is_changed(se):
-        reason = "it has hooks or a forward of its own"
-    elif not is_plain(x):
-        reason = f"its map is a {type(x).__name__}"
-    elif residual is not None and not is_like(residual, x):
-        reason = "what is added to its map is of another shape or dtype, or no plain tensor"
-    elif form.guard is None or form.squeeze(se) != "avg" or not form.is_se_alone:
-        reason = "it is not one operator, or its tensors are no plain ones of the map's dtype"
-    else:
-        return
-    say_once(se, reason, "is not fused with the layers around it")
+    return guard_of(block, called, norms)
 
 
 def _rewrite(graph: Graph, match: Match):

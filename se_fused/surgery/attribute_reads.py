@@ -134,7 +134,7 @@ def is_harmless(value) -> bool:
     return type(value).__module__ in ("typing", "types", "collections.abc", "__future__")
 
 
-class Outside:
+class SavedContainers:
     """Lists, dicts and sets that the forwards in a module can reach, as they were."""
 
     def __init__(self, module: nn.Module):

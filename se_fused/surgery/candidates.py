@@ -1,7 +1,4 @@
-"""SE modules found by their layers: copies, and what libraries build without a class of its own.
-
-And what a Sequential ends in.
-"""
+"""Modules that may be SE by the shapes of their layers, whatever their class."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,18 +8,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from se_fused.activations import function_name
-from se_fused.modules.layers import Slots
+from se_fused.modules.layers import LayerPaths
 from se_fused.modules.se import FusedSE
-from se_fused.surgery.families import Family
+from se_fused.surgery.registry import MBCONV_LAYERS
 from se_fused.surgery.report import path_of
-from se_fused.surgery.swapped_mbconv import SwappedMBConv
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _GATES = ("sigmoid", "hardsigmoid", "tanh")
-# efficientnet-pytorch and segmentation-models-pytorch spell SE out in the block's forward.
-_MBCONV_SLOTS = Slots("_se_reduce", "_swish", "_se_expand", torch.sigmoid, None)
-_MBCONV = ("_depthwise_conv", "_bn1", *_MBCONV_SLOTS[:3], "_project_conv", "_bn2")
-MBCONV = Family((), _MBCONV_SLOTS, SwappedMBConv)
 
 
 def named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -52,16 +44,16 @@ class Candidate(NamedTuple):
     acts: tuple[tuple[str, nn.Module], ...]
 
     @property
-    def slots(self) -> Slots | None:
+    def paths(self) -> LayerPaths | None:
         """With its activation modules; None where act and gate are not one module each."""
         if self.fc2 is None or len(self.acts) != 2:
             return None
         (act, _), (gate, _) = sorted(self.acts, key=lambda each: function_name(each[1]) in _GATES)
-        return Slots(self.fc1, act, self.fc2, gate, None)
+        return LayerPaths(self.fc1, act, self.fc2, gate, None)
 
 
 def is_mbconv(module: nn.Module) -> bool:
-    return all(name in _own(module, "_modules") for name in _MBCONV)
+    return all(name in _own(module, "_modules") for name in MBCONV_LAYERS)
 
 
 def candidates(module: nn.Module) -> list[Candidate]:
