@@ -116,7 +116,7 @@ def extension():
 
     module = CppExtension(
         "se_fused._C",
-        sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")),
+        sorted(glob("csrc/*.cpp") + glob("csrc/cpu/**/*.cpp", recursive=True)),
         depends=sorted(glob("csrc/**/*.*", recursive=True)),
         # Comparisons that may not trap become vectors: the loops over activations.
         extra_compile_args=["-O3", "-fno-trapping-math", "-fopenmp", "-fvisibility=hidden",

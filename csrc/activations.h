@@ -1,5 +1,5 @@
 // The activations and gates of the excitation, with their derivatives.
-// Codes are positions in ACTS and GATES of se_fused/activations.py.
+// Names as in se_fused/activations.py and, of a statistic, in se_fused/backends/README.md.
 #pragma once
 
 #ifdef __CUDACC__
@@ -14,6 +14,22 @@ namespace se_fused {
 
 enum class Act { identity, relu, silu, hardswish, leaky_relu, gelu };
 enum class Gate { identity, relu, sigmoid, hardsigmoid, tanh };
+enum class Statistic { mean, max, moments };
+
+constexpr const char* names_of(Act, int i) {
+  constexpr const char* names[] = {
+      "identity", "relu", "silu", "hardswish", "leaky_relu", "gelu", nullptr};
+  return names[i];
+}
+constexpr const char* names_of(Gate, int i) {
+  constexpr const char* names[] = {
+      "identity", "relu", "sigmoid", "hardsigmoid", "tanh", nullptr};
+  return names[i];
+}
+constexpr const char* names_of(Statistic, int i) {
+  constexpr const char* names[] = {"mean", "max", "moments", nullptr};
+  return names[i];
+}
 
 // exp in float, of a number or of a GCC vector of them; Bits is as wide, of integers. 2^n · e^r with
 // |r| <= ln2/2, minimax polynomial, within 2 ulp.

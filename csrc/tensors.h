@@ -2,11 +2,14 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include "activations.h"
 
 // The one that passes torch's own message on came after torch 2.11.
 #ifdef STABLE_TORCH_ERROR_CODE_CHECK
@@ -54,6 +57,14 @@ inline int64_t positions_of(const Tensor& x) {
   int64_t positions = 1;
   for (int64_t d = 2; d < x.dim(); ++d) positions *= x.size(d);
   return positions;
+}
+
+// The enumerator of a name.
+template <class E>
+E parse(const std::string& name) {
+  for (int i = 0; names_of(E{}, i) != nullptr; ++i)
+    if (name == names_of(E{}, i)) return static_cast<E>(i);
+  STD_TORCH_CHECK(false, "se_fused: unknown name ", name);
 }
 
 }  // namespace se_fused

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../tensors.h"
-#include "map.h"
+#include "schedule/passes.h"
 
 namespace se_fused::cpu {
 
@@ -27,8 +27,12 @@ template <class T>
 const T* read(const Tensor& t, int64_t count) {
   STD_TORCH_CHECK(
       t.is_cpu() && t.numel() == count && t.scalar_type() == dtype_of<T>,
-      "se_fused_cpp: a tensor has the wrong device, size or dtype");
+      "se_fused: a tensor has the wrong device, size or dtype");
   return read<T>(t);
+}
+template <class T>
+const T* read(const OptionalTensor& t, int64_t count) {
+  return t ? read<T>(*t, count) : nullptr;
 }
 template <class T>
 T* write(const Tensor& t) {
@@ -47,6 +51,22 @@ template <class T>
 Tensor per_sample(const Tensor& x, int64_t width) {
   return empty_per_sample(x, width, dtype_of<acc_t<T>>);
 }
+
+// [K, N, C]
+template <class T>
+Tensor per_plane(const Tensor& x, int64_t terms) {
+  const int64_t samples = x.size(0), channels = x.size(1);
+  const int64_t sizes[] = {terms, samples, channels};
+  const int64_t strides[] = {std::max<int64_t>(samples, 1) * channels, channels, 1};
+  return empty_beside(x, sizes, strides, 3, dtype_of<acc_t<T>>);
+}
+
+inline Tensor vector_beside(const Tensor& x, int64_t size, ScalarType dtype) {
+  const int64_t stride = 1;
+  return empty_beside(x, &size, &stride, 1, dtype);
+}
+// In the place of a result that is not wanted.
+inline Tensor nothing(const Tensor& x, ScalarType dtype) { return vector_beside(x, 0, dtype); }
 
 // body(T{}) for the element type of x.
 template <class Body>

@@ -26,7 +26,7 @@ class Parameter {
         });
         data_ = widened_.get();
       } else {
-        STD_TORCH_CHECK(false, "se_fused_cpp: a parameter has the wrong dtype");
+        STD_TORCH_CHECK(false, "se_fused: a parameter has the wrong dtype");
       }
     });
   }
@@ -45,13 +45,13 @@ struct Parameters {
 
   Parameters(
       const Tensor& w1, const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
-      int64_t channels, int64_t act, int64_t gate)
+      int64_t channels, const std::string& act, const std::string& gate)
       : w1(w1, channels * w1.size(0)),
         b1(b1, w1.size(0)),
         w2(w2, channels * w1.size(0)),
         b2(b2, channels),
         excitation{channels, w1.size(0), this->w1.data(), this->b1.data(), this->w2.data(),
-                   this->b2.data(), static_cast<Act>(act), static_cast<Gate>(gate)} {}
+                   this->b2.data(), parse<Act>(act), parse<Gate>(gate)} {}
 };
 
 }  // namespace se_fused::cpu

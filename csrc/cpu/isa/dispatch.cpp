@@ -3,34 +3,22 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "max_kernels.h"
+#include "table.h"
 
 namespace se_fused::cpu {
 
 namespace baseline {
 template <class T>
 const Kernels<T>& table();
-template <class T>
-const NormKernels<T>& norm_table();
-template <class T>
-const MaxKernels<T>& max_table();
 }
 #if defined(__x86_64__)
 namespace avx2 {
 template <class T>
 const Kernels<T>& table();
-template <class T>
-const NormKernels<T>& norm_table();
-template <class T>
-const MaxKernels<T>& max_table();
 }
 namespace avx512 {
 template <class T>
 const Kernels<T>& table();
-template <class T>
-const NormKernels<T>& norm_table();
-template <class T>
-const MaxKernels<T>& max_table();
 }
 #endif
 
@@ -80,35 +68,9 @@ const Kernels<T>& kernels() {
   return baseline::table<T>();
 }
 
-template <class T>
-const NormKernels<T>& norm_kernels() {
-#if defined(__x86_64__)
-  if (current() == avx512_set) return avx512::norm_table<T>();
-  if (current() == avx2_set) return avx2::norm_table<T>();
-#endif
-  return baseline::norm_table<T>();
-}
-
-template <class T>
-const MaxKernels<T>& max_kernels() {
-#if defined(__x86_64__)
-  if (current() == avx512_set) return avx512::max_table<T>();
-  if (current() == avx2_set) return avx2::max_table<T>();
-#endif
-  return baseline::max_table<T>();
-}
-
 template const Kernels<double>& kernels();
 template const Kernels<float>& kernels();
 template const Kernels<bf16>& kernels();
 template const Kernels<fp16>& kernels();
-template const NormKernels<double>& norm_kernels();
-template const NormKernels<float>& norm_kernels();
-template const NormKernels<bf16>& norm_kernels();
-template const NormKernels<fp16>& norm_kernels();
-template const MaxKernels<double>& max_kernels();
-template const MaxKernels<float>& max_kernels();
-template const MaxKernels<bf16>& max_kernels();
-template const MaxKernels<fp16>& max_kernels();
 
 }  // namespace se_fused::cpu

@@ -1,5 +1,7 @@
-// Masks of one bit per element: bit j % 8 of byte j // 8, every row of a map from a byte of its own.
+// Masks of one bit per element: bit j % 8 of byte j // 8; every row of a map begins a byte.
 // Included by kernel_set.h only, inside its target region and namespace.
+
+inline int64_t mask_bytes(int64_t cols) { return (cols + 7) / 8; }
 
 // Bit l: whether lane l is above zero, or NaN.
 inline uint32_t passing(Vec<float> v) {
@@ -24,8 +26,8 @@ inline uint32_t passing(Vec<double> v) {
 }
 
 // Of 16 lanes, whether more than 8 are there.
-inline bool beyond_a_byte(At) { return true; }
-inline bool beyond_a_byte(PartAt at) { return at.count > 8; }
+inline bool beyond_a_byte(Full) { return true; }
+inline bool beyond_a_byte(MaskedTail at) { return at.count > 8; }
 
 // The bits of the lanes at a place of a row, from the row's bytes.
 template <class A, class Place>
@@ -38,7 +40,7 @@ inline uint32_t load_bits(const uint8_t* row, Place at) {
   }
 }
 template <class A>
-inline uint32_t load_bits(const uint8_t* row, LastAt at) {
+inline uint32_t load_bits(const uint8_t* row, OverlapTail at) {
   const uint8_t* byte = row + at.i / 8;
   const int64_t before = at.i % 8;
   const uint32_t next = before + lanes<A> > 8 ? static_cast<uint32_t>(byte[1]) << 8 : 0;
@@ -48,7 +50,7 @@ inline uint32_t load_bits(const uint8_t* row, LastAt at) {
 // And to them. A byte that holds more than one vector is written a vector at a time, from its first
 // on.
 template <class A>
-inline void store_bits(uint8_t* row, At at, uint32_t bits) {
+inline void store_bits(uint8_t* row, Full at, uint32_t bits) {
   uint8_t* byte = row + at.i / 8;
   if constexpr (lanes<A> >= 8) {
     byte[0] = static_cast<uint8_t>(bits);
@@ -59,16 +61,16 @@ inline void store_bits(uint8_t* row, At at, uint32_t bits) {
   }
 }
 template <class A>
-inline void store_bits(uint8_t* row, LastAt at, uint32_t bits) {
+inline void store_bits(uint8_t* row, OverlapTail at, uint32_t bits) {
   static_assert(lanes<A> <= 8 || SE_FUSED_VECTOR_BYTES == 64);
   uint8_t* byte = row + (at.i + at.done) / 8;
   const int64_t shift = (at.i + at.done) % 8;
   byte[0] = static_cast<uint8_t>((shift ? byte[0] : 0) | bits >> at.done << shift);
 }
 template <class A>
-inline void store_bits(uint8_t* row, PartAt at, uint32_t bits) {
+inline void store_bits(uint8_t* row, MaskedTail at, uint32_t bits) {
   bits &= (1u << at.count) - 1;
-  if (lanes<A> < 16 || beyond_a_byte(at)) return store_bits<A>(row, At{at.i}, bits);
+  if (lanes<A> < 16 || beyond_a_byte(at)) return store_bits<A>(row, Full{at.i}, bits);
   row[at.i / 8] = static_cast<uint8_t>(bits);
 }
 
@@ -79,7 +81,7 @@ inline V masked(const uint8_t* row, Place at, V v) {
   return keep<A>(load_bits<A>(row, at), v);
 }
 
-// v where it passes, else zero; the mask remembers which.
+// v where it is above zero or NaN, else zero; the mask has the bits of the former.
 template <class Place, class V>
 inline V rectified(uint8_t* row, Place at, V v) {
   using A = std::decay_t<decltype(v[0])>;

@@ -111,7 +111,7 @@ inline Vec<float> load(const fp16* p) { return load_half(p); }
 inline void store(bf16* p, Vec<float> v) { store_half(p, v); }
 inline void store(fp16* p, Vec<float> v) { store_half(p, v); }
 
-// Stores past the caches, for outputs that would not stay in them; p is aligned to what is stored.
+// Non-temporal stores, past the caches; p is aligned to what is stored.
 #if SE_FUSED_VECTOR_BYTES == 64
 inline void stream(float* p, Vec<float> v) { _mm512_stream_ps(p, (__m512)v); }
 inline void stream(double* p, Vec<double> v) { _mm512_stream_pd(p, (__m512d)v); }
@@ -128,25 +128,17 @@ inline void stream_half(void* p, Bits16 v) { __builtin_memcpy(p, &v, sizeof v); 
 inline void stream(bf16* p, Vec<float> v) { stream_half(p, encode(v, bf16{})); }
 inline void stream(fp16* p, Vec<float> v) { stream_half(p, encode(v, fp16{})); }
 
-// After streamed stores, before anybody else reads.
+// Orders non-temporal stores before later ones.
 inline void finish_streaming() {
 #if defined(__x86_64__)
   __builtin_ia32_sfence();
 #endif
 }
 
-// Whether whole vectors at p, p + lanes, … can be streamed.
+// Whether p is aligned for stream().
 template <class T>
 inline bool streamable(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % (lanes<acc_t<T>> * sizeof(T)) == 0;
-}
-
-template <bool past_caches, class T>
-inline void put(T* p, Vec<acc_t<T>> v) {
-  if constexpr (past_caches)
-    stream(p, v);
-  else
-    store(p, v);
 }
 
 // Loads and stores of the first `count` < lanes elements; the other lanes read as zero
@@ -189,23 +181,23 @@ inline void store_part(T* p, Vec<acc_t<T>> v, int64_t count) {
 }
 #endif
 
-// Where a read happens: a whole vector at i, one whose first `done` elements were read before, or the
-// first `count` elements there.
-struct At {
+// Places in a row. Full: a whole vector at i. OverlapTail: the last whole vector of the row, whose first
+// `done` elements belong to the vector before it. MaskedTail: the last `count` < lanes elements.
+struct Full {
   int64_t i;
   template <class T>
   Vec<acc_t<T>> operator()(const T* p) const {
     return load(p + i);
   }
 };
-struct LastAt {
+struct OverlapTail {
   int64_t i, done;
   template <class T>
   Vec<acc_t<T>> operator()(const T* p) const {
     return load(p + i);
   }
 };
-struct PartAt {
+struct MaskedTail {
   int64_t i, count;
   template <class T>
   Vec<acc_t<T>> operator()(const T* p) const {
@@ -213,47 +205,39 @@ struct PartAt {
   }
 };
 
-// The even and the odd elements among the next two vectors of bf16: where order does not matter,
-// half the work of widening them in order.
-struct EvenAt {
-  int64_t i;
-  Vec<float> operator()(const bf16* p) const {
-    return (Vec<float>)((Bits32)load(reinterpret_cast<const float*>(p + i)) << 16);
-  }
-};
-struct OddAt {
-  int64_t i;
-  Vec<float> operator()(const bf16* p) const {
-    return (Vec<float>)((Bits32)load(reinterpret_cast<const float*>(p + i)) & 0xffff0000);
-  }
-};
-template <bool past_caches>
-inline void put_even_odd(bf16* p, Vec<float> even, Vec<float> odd) {
-  const Bits32 both = (round_to_bf16(even) >> 16) | (round_to_bf16(odd) & 0xffff0000);
-  put<past_caches>(reinterpret_cast<float*>(p), (Vec<float>)both);
-}
-
-// body(place) for what is left of [begin, end) at i, less than a vector: where there is room for it
-// in a vector that reaches back, except for AVX512, which masks at no cost.
+// body(place) for what is left of [begin, end) at i, less than a vector. A vector that reaches back is
+// faster than a masked one, except on AVX512.
 template <class A, class Body>
 inline void for_rest(int64_t begin, int64_t i, int64_t end, Body body) {
   constexpr int64_t width = lanes<A>;
   if (i >= end) return;
   if constexpr (SE_FUSED_VECTOR_BYTES < 64) {
-    if (end - begin >= width) return body(LastAt{end - width, width - (end - i)});
+    if (end - begin >= width) return body(OverlapTail{end - width, width - (end - i)});
   }
-  body(PartAt{i, end - i});
+  body(MaskedTail{i, end - i});
 }
 
-template <bool past_caches, class T>
-inline void place(T* out, At at, Vec<acc_t<T>> v) {
-  put<past_caches>(out + at.i, v);
+// body(place) for every vector of [begin, end).
+template <class A, class Body>
+inline void for_vectors(int64_t begin, int64_t end, Body body) {
+  constexpr int64_t width = lanes<A>;
+  int64_t i = begin;
+  for (; i + width <= end; i += width) body(Full{i});
+  for_rest<A>(begin, i, end, body);
 }
-template <bool past_caches, class T>
-inline void place(T* out, LastAt at, Vec<acc_t<T>> v) {  // a part of it once more
+
+template <bool non_temporal, class T>
+inline void store_at(T* out, Full at, Vec<acc_t<T>> v) {
+  if constexpr (non_temporal)
+    stream(out + at.i, v);
+  else
+    store(out + at.i, v);
+}
+template <bool non_temporal, class T>
+inline void store_at(T* out, OverlapTail at, Vec<acc_t<T>> v) {
   store(out + at.i, v);
 }
-template <bool past_caches, class T>
-inline void place(T* out, PartAt at, Vec<acc_t<T>> v) {
+template <bool non_temporal, class T>
+inline void store_at(T* out, MaskedTail at, Vec<acc_t<T>> v) {
   store_part(out + at.i, v, at.count);
 }

@@ -34,6 +34,6 @@ inline void advise_huge_pages(void* data, int64_t bytes) {
 // usually is. No reader would find it there, and a store past the caches spares the read of the line
 // that it overwrites. (What the system reports is no use: virtual machines name the cache of a whole
 // socket.)
-inline bool past_caches(int64_t touched) { return touched > int64_t(64) << 20; }
+inline bool leaves_caches(int64_t touched) { return touched > int64_t(64) << 20; }
 
 }  // namespace se_fused::cpu

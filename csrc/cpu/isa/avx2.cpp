@@ -1,5 +1,5 @@
 // The CPU kernels for x86 with AVX2.
-#include "max_kernels.h"
+#include "table.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -9,7 +9,5 @@
 #define SE_FUSED_CAPABILITY avx2
 #define SE_FUSED_VECTOR_BYTES 32
 #include "kernel_set.h"
-#include "norm_kernel_set.h"
-#include "max_kernel_set.h"
 #pragma GCC pop_options
 #endif

@@ -19,8 +19,8 @@ inline void dot_tile(
     }
   };
   int64_t k = 0;
-  for (; k + width <= depth; k += width) multiply(At{k});
-  if (k < depth) multiply(PartAt{k, depth - k});
+  for (; k + width <= depth; k += width) multiply(Full{k});
+  if (k < depth) multiply(MaskedTail{k, depth - k});
   A dots[S * J];
   if constexpr (S * J % width == 0) {
     for (int i = 0; i < S * J; i += width) store(dots + i, sum_lanes_of_each<A>(sum + i));
@@ -125,13 +125,13 @@ inline void with_gate(Gate gate, Body body) {
 }
 
 template <class A>
-void first_layer(
+void fc1(
     const Excitation<A>& e, int64_t samples, const A* z, A* p1, int64_t begin, int64_t end) {
   multiply_transposed(z, e.w1, e.b1, samples, e.channels, e.hidden, p1, begin, end);
 }
 
 template <class A>
-void activated(
+void hidden_act(
     const Excitation<A>& e, int64_t samples, const A* p1, A* h, int64_t begin, int64_t end) {
   with_act<A>(e.act, [&](auto act) {
     for (int64_t b = 0; b < samples; ++b, p1 += e.hidden, h += e.hidden)
@@ -140,7 +140,7 @@ void activated(
 }
 
 template <class A>
-void gates(
+void fc2_gate(
     const Excitation<A>& e, int64_t samples, const A* h, A* g, int64_t begin, int64_t end) {
   multiply_transposed(h, e.w2, e.b2, samples, e.hidden, e.channels, g, begin, end);
   with_gate<A>(e.gate, [&](auto gate) {
@@ -150,7 +150,7 @@ void gates(
 }
 
 template <class A>
-void gate_inputs(
+void gate_backward(
     const Excitation<A>& e, int64_t samples, const A* dg, const A* g, A* dp2, int64_t begin,
     int64_t end) {
   with_gate<A>(e.gate, [&](auto gate) {
@@ -161,7 +161,7 @@ void gate_inputs(
 }
 
 template <class A>
-void hidden_inputs(
+void fc2_act_backward(
     const Excitation<A>& e, int64_t samples, const A* p1, const A* dp2, A* h, A* dp1, int64_t begin,
     int64_t end) {
   multiply(dp2, e.w2, samples, e.channels, e.hidden, dp1, begin, end);
@@ -176,7 +176,7 @@ void hidden_inputs(
 }
 
 template <class A>
-void squeezed(
+void fc1_backward(
     const Excitation<A>& e, int64_t samples, const A* dp1, A* dz, int64_t begin, int64_t end) {
   multiply(dp1, e.w1, samples, e.hidden, e.channels, dz, begin, end);
 }

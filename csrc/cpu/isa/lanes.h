@@ -91,11 +91,23 @@ inline Vec<A> keep(uint32_t bits, Vec<A> v) {
 #endif
 }
 
-// What a sum takes of a vector: not the lanes that were read before, nor those beyond the end, which
-// read as zero but need not have become zero.
+// v with `other` in the lanes of MaskedTail that were not read.
 template <class A, class Place>
-inline Vec<A> only_new(Place at, Vec<A> v) {
-  if constexpr (std::is_same_v<Place, LastAt>) return keep<A>(~0u << at.done, v);
-  else if constexpr (std::is_same_v<Place, PartAt>) return keep<A>((1u << at.count) - 1, v);
+inline Vec<A> fill_tail(Place at, Vec<A> v, A other) {
+  if constexpr (std::is_same_v<Place, MaskedTail>) {
+    typename IndexOf<A>::type number{};
+    for (int l = 0; l < lanes<A>; ++l) number[l] = l;
+    return number < static_cast<decltype(number[0] + 0)>(at.count) ? v : broadcast(other);
+  } else {
+    return v;
+  }
+}
+
+// v with 0 in the lanes that a sum must not take: those of OverlapTail that it took before, those of
+// MaskedTail that were not read.
+template <class A, class Place>
+inline Vec<A> mask_tail(Place at, Vec<A> v) {
+  if constexpr (std::is_same_v<Place, OverlapTail>) return keep<A>(~0u << at.done, v);
+  else if constexpr (std::is_same_v<Place, MaskedTail>) return keep<A>((1u << at.count) - 1, v);
   else return v;
 }
