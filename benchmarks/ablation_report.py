@@ -8,7 +8,7 @@ from ablation_rows import TABLES
 from plot import COLOURS
 from summary import device_name
 
-import se_fused.ops
+import se_fused.backends
 
 NONE = "–"
 OURS, PAPER = COLOURS["fused"], COLOURS["eager"]
@@ -18,7 +18,7 @@ def summarise(args, device, tables, trained, left, test_images) -> dict:
     return {
         "settings": {name: value for name, value in vars(args).items() if name != "out"},
         "device": device_name(device),
-        "backend": se_fused.ops.backend_for(device),
+        "backend": se_fused.backends.backend_for(device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "test_images": test_images,

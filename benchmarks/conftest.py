@@ -5,7 +5,7 @@ import malloc
 import pytest
 import torch
 
-from se_fused import backends, ops
+from se_fused import backends
 
 
 def pytest_addoption(parser):
@@ -52,6 +52,6 @@ def pytest_generate_tests(metafunc):
         names = [
             name
             for name in backends.preferred(device.type)
-            if name != "eager" and ops.why_not(name, device) is None
+            if name != "eager" and backends.why_not(name, device) is None
         ]
         metafunc.parametrize("fused_backend", names)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from se_fused import backends, ops
+from se_fused import backends
 from se_fused.version import __version__
 
 
@@ -51,7 +51,7 @@ def cpu_name() -> str:
 
 
 def _of_cpu() -> dict:
-    built = ops.why_not("cpp", torch.device("cpu")) is None
+    built = backends.why_not("cpp", torch.device("cpu")) is None
     return {"capability": backends.load("cpp").cpu_capability() if built else None}
 
 

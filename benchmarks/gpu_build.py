@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # In a process of its own: what has failed to load once does not load later.
 WHY_NOT = (
-    "import torch; from se_fused import ops; "
-    "print(ops.why_not('cpp', torch.device('{device}')) or '')"
+    "import torch; from se_fused import backends; "
+    "print(backends.why_not('cpp', torch.device('{device}')) or '')"
 )
 
 

@@ -14,7 +14,8 @@ import gpu_lines
 import torch
 from timing import Graphed, in_turn, launch_milliseconds, quartiles
 
-from se_fused import backends, ops, plan
+from se_fused import backends
+from se_fused.backends.triton import plan
 
 # Of turns: at least so many seconds and rounds, at most so many.
 ROUNDS = {"seconds": 0.25, "fewest": 7, "most": 40}
@@ -41,7 +42,7 @@ class Stage:
         self.name, self.folder, self.dry, self.warming = name, folder, dry, warming
         self.device = torch.device("cpu" if dry else "cuda")
         self.why_not = {
-            name: ops.why_not(name, self.device)
+            name: backends.why_not(name, self.device)
             for name in backends.preferred(self.device.type) if name != "eager"
         }
         self.backends = [name for name, reason in self.why_not.items() if reason is None]
@@ -127,7 +128,7 @@ def chosen(backend: str, warps: int | None = None, inside: bool | None = None):
         plan.excites_in_reduce = lambda *_, **__: inside
     plan.plan.cache_clear()
     try:
-        with ops.backend(backend):
+        with backends.backend(backend):
             yield
     finally:
         plan.WARPS, plan.excites_in_reduce = kept

@@ -20,8 +20,7 @@ METRICS = {
     "gpu__time_duration.sum": "nanoseconds",
 }
 # Triton's kernels and those of csrc/cuda; PyTorch has kernels with some of these words too.
-KERNELS = "(squeeze|gate_gradient|rescale|moments|norm_sums|norm_rescale_backward)(_max)?_kernel"
-KERNELS += "|norm_squeeze_kernel|norm_rescale_kernel|se_fused::cuda::"
+KERNELS = "((reduce|apply)_(forward|backward)|moments)_kernel|se_fused::cuda::"
 CASES, DRY_CASES = 600, 6  # of the tests
 EXECUTABLES = {"ncu": "ncu", "sanitizer": "compute-sanitizer"}
 

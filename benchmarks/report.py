@@ -18,7 +18,7 @@ import torch
 from devices import cpu_name
 from errors import RequestError
 
-from se_fused import ops
+from se_fused import backends
 
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = Path("beside the results")  # what --plots has without DIR
@@ -29,7 +29,7 @@ def machine() -> dict:
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "capability": ops.backends.load("cpp").cpu_capability(),
+        "capability": backends.load("cpp").cpu_capability(),
     }
 
 

@@ -8,7 +8,7 @@ import statistics
 import torch
 from peak_memory import MEANING
 
-import se_fused.ops
+import se_fused.backends
 
 
 def summarise(
@@ -30,7 +30,7 @@ def summarise(
     return {
         "settings": {name: value for name, value in vars(args).items() if name != "out"},
         "device": device_name(eager.device),
-        "backend": se_fused.ops.backend_for(eager.device),
+        "backend": se_fused.backends.backend_for(eager.device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "processes": world_size,

@@ -25,7 +25,7 @@ from run import AMP_DTYPES, Run
 from se_time import se_block_times
 from summary import summarise, table, write_json
 
-import se_fused.ops
+import se_fused.backends
 from se_fused.surgery import fuse
 
 
@@ -97,7 +97,7 @@ def main():
         print(
             f"{args.model} with {len(models.se_names(networks[1]))} SE blocks, {args.data}: "
             f"{len(images.train)} training and {len(images.test)} test images, {device}, "
-            f"backend {se_fused.ops.backend_for(device)}"
+            f"backend {se_fused.backends.backend_for(device)}"
         )
 
     train_in_turn(runs, batches, steps, args.epochs, images_per_step=args.batch_size * world_size)

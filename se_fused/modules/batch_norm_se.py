@@ -101,10 +101,11 @@ class FusedBatchNormSE(nn.Module):
         found = block_specification(*modules, x, residual, self.post_act)
         if found is not None:
             return fused(*modules, x, residual, self.post_act, found)
-        y = self.se(self.act(self.bn(x)))
+        y = self.bn(x)
+        y = self.se(y if self.act is None else self.act(y))
         if residual is not None:
             y = y + residual
-        return self.post_act(y)
+        return y if self.post_act is None else self.post_act(y)
 
     def extra_repr(self) -> str:
         return f"add={self.add}"

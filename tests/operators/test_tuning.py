@@ -153,4 +153,4 @@ def test_values_of_tuned_kernels(triton_place, monkeypatch):
         monkeypatch.setattr(launch, name, tuning.Tuned(getattr(launch, name)))
     inputs = make_inputs((2, 9, 40, 41), 3, triton_place.device)
     check(forward_backward(inputs), inputs)
-    assert launch._squeeze_kernel.chosen and launch._gate_gradient_kernel.chosen
+    assert launch._reduce_forward_kernel.chosen and launch._reduce_backward_kernel.chosen
