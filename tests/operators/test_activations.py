@@ -34,14 +34,15 @@ def one(p):
 
 
 def value(p, act, gate):
-    return torch.ops.se_fused.squeeze_excite(p, one(p), None, one(p), None, act, gate)[2]
+    weights = one(p), None, one(p), None
+    return torch.ops.se_fused.squeeze_excite(p, None, *weights, act, gate, False)[3]
 
 
 def derivatives(p, g, act, gate):
     """act'(p) and gate'(p), from the backward operator with dy = x = 1 and one gate or act."""
     x = torch.ones_like(p)
-    _, dp1, _, dp2 = torch.ops.se_fused.squeeze_excite_backward(
-        x, x, p, g, one(p), None, one(p), None, act, gate
+    _, _, dp1, _, dp2 = torch.ops.se_fused.squeeze_excite_backward(
+        x, x, None, p, g, one(p), None, one(p), None, act, gate, False
     )
     return dp1, dp2
 
@@ -92,8 +93,8 @@ def test_gate_passes_nan_on(place, gate):
 def test_hidden_units_of_the_backward_are_the_act(place):
     p = points(place.device, torch.float32)
     for act, function in reference.ACTS.items():
-        _, _, h, _ = torch.ops.se_fused.squeeze_excite_backward(
-            p, p, p, p, one(p), None, one(p), None, act, "identity"
+        _, _, _, h, _ = torch.ops.se_fused.squeeze_excite_backward(
+            p, p, None, p, p, one(p), None, one(p), None, act, "identity", False
         )
         assert_close(h, function(p.double()))
 
