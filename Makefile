@@ -34,9 +34,9 @@ bench-full: ROWS := --full
 bench bench-full: PYTEST := $(BIN)/python -m pytest -q --benchmark-quiet
 bench bench-full: .venv/ready
 	mkdir -p out
-	$(BIN)/python benchmarks/malloc.py $(PYTEST) benchmarks/test_block.py benchmarks/test_block_tail.py $(ROWS) \
+	$(BIN)/python benchmarks/malloc.py $(PYTEST) benchmarks/bench_block.py benchmarks/bench_tail.py $(ROWS) \
 	  --benchmark-json=out/block.json
-	$(PYTEST) benchmarks/test_network.py $(ROWS) --benchmark-json=out/network.json
+	$(PYTEST) benchmarks/bench_network.py $(ROWS) --benchmark-json=out/network.json
 	file=$$($(BIN)/python benchmarks/collect.py out/block.json out/network.json) && \
 	  $(BIN)/python benchmarks/report.py "$$file" --readme --plots "$${file%.json}"
 
@@ -58,7 +58,7 @@ gpu:
 	  "$$python" -c "$$sees" || { echo "make gpu: the torch of .venv sees no GPU" >&2; exit 1; }; \
 	fi; \
 	export PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"; \
-	"$$python" benchmarks/gpu_build.py $(if $(DRY),--dry); \
+	"$$python" benchmarks/gpu_stages/build.py $(if $(DRY),--dry); \
 	"$$python" benchmarks/gpu.py --out $(GPU_OUT) $(if $(DRY),--dry); \
 	right=$$?; readme=; \
 	if [ $$right = 0 ] && [ -z "$(DRY)" ]; then readme=--readme; fi; \

@@ -14,13 +14,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import data
 import train
-from ablation_report import draw, summarise, text
-from ablation_rows import SMALL, TABLES, network, rows_of
-from errors import RequestError
-from run import Run
-from summary import write_json
+from lib.errors import RequestError
+from training import data
+from training.ablation_report import draw, summarise, text
+from training.ablation_rows import SMALL, TABLES, network, rows_of
+from training.run import Run
+from training.summary import write_json
 
 from se_fused.surgery import fuse
 

@@ -1,8 +1,8 @@
 """From the JSON of pytest-benchmark to ``benchmarks/results/<device>.json``.
 
-    pytest benchmarks/test_block.py --benchmark-json=out/block.json
-    pytest benchmarks/test_block_tail.py --benchmark-json=out/tail.json
-    pytest benchmarks/test_network.py --benchmark-json=out/network.json
+    pytest benchmarks/bench_block.py --benchmark-json=out/block.json
+    pytest benchmarks/bench_tail.py --benchmark-json=out/tail.json
+    pytest benchmarks/bench_network.py --benchmark-json=out/network.json
     python benchmarks/collect.py out/block.json out/tail.json out/network.json
 
 All files are of one device and one commit. Prints the path of what it writes.
@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 
 import report
-from devices import file_name
-from errors import RequestError
-from results_file import SECTIONS, Case, dumps, read_json
+from lib.devices import file_name
+from lib.errors import RequestError
+from lib.results import SECTIONS, Case, dumps, read_json
 
 KEPT_DIGITS = 6
 
 
 def collect(paths) -> dict:
-    """One dict of results from several files: see `results_file.py`."""
+    """One dict of results from several files: see `lib/results.py`."""
     runs = {str(path): _load(path) for path in paths}
     return {
         "device": _same("device", {p: _device(run) for p, run in runs.items()}),
@@ -66,8 +66,8 @@ def _load(path) -> dict:
     for benchmark in found["benchmarks"]:
         if section_of(benchmark["extra_info"]) is None:
             raise RequestError(
-                f"{path}: {benchmark['name']} is neither of test_block.py nor of "
-                "test_block_tail.py nor of test_network.py"
+                f"{path}: {benchmark['name']} is neither of bench_block.py nor of "
+                "bench_tail.py nor of bench_network.py"
             )
     return found
 

@@ -1,9 +1,9 @@
 """Options and places of the benchmarks that pytest runs: ``pytest benchmarks``."""
 
-import devices
 import malloc
 import pytest
 import torch
+from lib import devices
 
 from se_fused import backends
 

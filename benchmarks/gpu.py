@@ -4,9 +4,10 @@
     python benchmarks/gpu.py --dry           the same on tiny maps on the CPU, to try the script
     python benchmarks/gpu.py --stages network,ncu
 
-A figure is a line in DIR/results.jsonl as soon as it is there (gpu_lines.py), what the processes
-print is in DIR/log.txt. A stage that hangs, crashes or takes too long leaves what it has written,
-and the next one starts. `python benchmarks/report.py DIR/results.jsonl` makes tables of the lines.
+A figure is a line in DIR/results.jsonl as soon as it is there (gpu_stages/lines.py); what the
+processes print is in DIR/log.txt. A stage that hangs, crashes or takes too long leaves what it has
+written, and the next one starts. `python benchmarks/report.py DIR/results.jsonl` makes tables of
+the lines.
 SE_FUSED_COMMIT names the commit where there is no .git.
 
 Exit status: 0 if every comparison with float64 was made and right; dry, if nothing failed and no
@@ -26,9 +27,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import gpu_lines
-import gpu_tools
-from gpu_process import Process
+from gpu_stages import lines as gpu_lines
+from gpu_stages import tools as gpu_tools
+from gpu_stages.process import Process
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # se_fused need not be installed
@@ -39,8 +40,8 @@ STAGES = {
 }  # fmt: skip
 TOOLS = ("ncu", "tests", "sanitizer")
 MODULES = {
-    "device": "gpu_smoke", "smoke": "gpu_smoke", "block": "gpu_blocks", "tail": "gpu_blocks",
-    "network": "gpu_networks", "target": "gpu_target",
+    "device": "smoke", "smoke": "smoke", "block": "blocks", "tail": "blocks",
+    "network": "networks", "target": "target",
 }  # fmt: skip
 # Compile beside the comparisons what is timed after them: nobody else is on the GPU then.
 WARMERS = [
@@ -149,7 +150,7 @@ def start(stage: str, folder: Path, dry: bool, log, seconds: float = 0) -> Proce
 def run_stage(name: str, folder: Path, dry: bool):
     """In a process of its own: ``<stage>``, ``<stage>:<part>``, ``warm:<stage>:<part>``."""
     import torch
-    from gpu_stage import Stage
+    from gpu_stages.stage import Stage
 
     if dry:  # the compilers behind Dynamo take minutes
         torch.compile = functools.partial(torch.compile, backend="eager")
@@ -158,7 +159,7 @@ def run_stage(name: str, folder: Path, dry: bool):
     arguments = [part] if part else []
     if part.isdigit():
         arguments = [slice(int(part), None, STRIDES[name])]
-    stage = getattr(importlib.import_module(MODULES[name]), name)
+    stage = getattr(importlib.import_module(f"gpu_stages.{MODULES[name]}"), name)
     stage(Stage(name, folder, dry, warming), *arguments)
 
 
@@ -180,8 +181,8 @@ def _note(stage: str, note: str) -> dict:
 
 
 def _conclude(folder: Path, dry: bool, stages) -> int:
-    import gpu_tables
-    from errors import RequestError
+    from gpu_stages import tables as gpu_tables
+    from lib.errors import RequestError
 
     path = folder / gpu_lines.NAME
     try:

@@ -1,4 +1,4 @@
-"""Runs a command with block.py's malloc, which keeps the memory it has freed.
+"""Runs a command with a malloc that keeps the memory it has freed.
 
     python benchmarks/malloc.py COMMAND …
 
@@ -9,8 +9,11 @@ import os
 import platform
 import sys
 
-from block import MALLOC
-
+MALLOC = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
 KEEPS, DEFAULT = "keeps freed memory", "default"
 
 

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 import torch
-from devices import cpu_name
-from errors import RequestError
+from lib.devices import cpu_name
+from lib.errors import RequestError
 
 from se_fused import backends
 
@@ -64,9 +64,11 @@ def write_readme(text: str, name: str, source: Path):
 
 
 def show(result: dict, source: str, readme: bool, plots: Path | None):
-    import gpu_tables
-    import tables  # the scripts that import this one have tables of their own
-    import tail_table
+    from gpu_stages import tables as gpu_tables
+    from lib import (
+        tables,  # the scripts that import this one have tables of their own
+        tail_table,
+    )
 
     made = {}
     if result["device"]["kind"] == "cuda" or "smoke" in result:
@@ -83,7 +85,7 @@ def show(result: dict, source: str, readme: bool, plots: Path | None):
         raise RequestError(f"{source}: no figures in it")
     print(shown)
     if plots:
-        from plots import draw
+        from lib.plots import draw
 
         draw(result, plots)
     if readme:
@@ -93,9 +95,9 @@ def show(result: dict, source: str, readme: bool, plots: Path | None):
 
 def stored(lines: str, readme: bool) -> str:
     """The path of the results file, made of the lines of gpu.py; of a dry run it is beside them."""
-    from devices import file_name
-    from gpu_lines import collected
-    from results_file import dumps
+    from gpu_stages.lines import collected
+    from lib.devices import file_name
+    from lib.results import dumps
 
     result = collected(lines)
     if result["dry"] and readme:
@@ -121,8 +123,8 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     if len(args.files) > 1 and (args.readme or args.plots):
         parser.error("--readme and --plots take one FILE")
-    from comparison import compare
-    from results_file import load
+    from lib.comparison import compare
+    from lib.results import load
 
     try:
         files = [stored(path, args.readme) if path.endswith(".jsonl") else path

@@ -14,16 +14,16 @@ import os
 import sys
 from pathlib import Path
 
-import data
-import models
 import torch
 import torch.distributed as dist
-from errors import RequestError
-from peak_memory import peak_memory
-from plot import draw
-from run import AMP_DTYPES, Run
-from se_time import se_block_times
-from summary import summarise, table, write_json
+from lib import models
+from lib.errors import RequestError
+from lib.peak_memory import peak_memory
+from lib.plot import draw
+from training import data
+from training.run import AMP_DTYPES, Run
+from training.se_time import se_block_times
+from training.summary import summarise, table, write_json
 
 import se_fused.backends
 from se_fused.surgery import fuse

@@ -5,13 +5,13 @@ import runpy
 import sys
 
 import ablation
-import data
 import pytest
 import torch
 import torch.nn.functional as F
-from ablation_rows import SE, SMALL, TABLES, Paper, network, rows_of
-from errors import RequestError
+from lib.errors import RequestError
 from torch.utils.data import TensorDataset
+from training import data
+from training.ablation_rows import SE, SMALL, TABLES, Paper, network, rows_of
 
 from se_fused import FusedSE
 

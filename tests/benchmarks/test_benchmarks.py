@@ -6,27 +6,20 @@ import json
 import re
 from pathlib import Path
 
-import block
-import bounds
-import contenders
-import gpu_tables
-import maps
+import bench_tail
+import count_traffic
 import pytest
-import tables
-import tail_table
-import tail_traffic
-import test_block_tail
-import timing
 import torch
-import traffic
-from inputs import DTYPES, Inputs
+from gpu_stages import tables as gpu_tables
+from lib import contenders, maps, tables, tail_table, timing
+from lib.inputs import DTYPES, Inputs
+from lib.verification import Exact
 from selection import kept
-from verification import Exact
+from traffic import bounds, tail_traffic
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = {
-    "block table": block.table,
-    "pass table": traffic.table,
+    "pass table": count_traffic.table,
     "bound table": bounds.table,
     "tail pass table": tail_traffic.table,
     "tail bound table": bounds.tail_table,
@@ -60,12 +53,12 @@ def test_readme_shows_a_gpu_s_results_as_soon_as_there_are_any():
 
 
 def test_readme_that_shows_other_results_is_seen():
-    assert_shows_its_file(README, "block table")
-    marker = "<!-- block table: benchmarks/results/cpu.json -->"
+    assert_shows_its_file(README, "pass table")
+    marker = "<!-- pass table: benchmarks/results/traffic.json -->"
     for change in (
-        (marker, "<!-- block table -->"),
+        (marker, "<!-- pass table -->"),
         (marker, f"{marker}\nA line that no file gives."),
-        ("<!-- end of block table -->", ""),
+        ("<!-- end of pass table -->", ""),
     ):
         assert change[0] in README
         with pytest.raises(AssertionError):
@@ -121,7 +114,7 @@ def test_wrong_result_is_not_timed():
             exact.judge(block_)
 
 
-TAILS = {f"{tail.name}-{dtype}": (tail, dtype) for tail in test_block_tail.MAPS
+TAILS = {f"{tail.name}-{dtype}": (tail, dtype) for tail in bench_tail.MAPS
          for dtype in ("fp32", "bf16")}
 
 
@@ -129,7 +122,7 @@ def small_tail(tail, dtype):
     torch.manual_seed(0)
     map = maps.Map("none", (4, 16, 9, 9), 4, tail.act or "relu", "sigmoid", 1)
     inputs = Inputs(map, DTYPES[dtype], "contiguous", torch.device("cpu"), tail.add)
-    return test_block_tail.contenders(tail, map, DTYPES[dtype], "cpu"), *inputs.first
+    return bench_tail.contenders(tail, map, DTYPES[dtype], "cpu"), *inputs.first
 
 
 @pytest.mark.parametrize("tail, dtype", TAILS.values(), ids=TAILS)
@@ -138,14 +131,14 @@ def test_sides_of_the_end_of_a_block_are_verified(tail, dtype):
     assert list(blocks) == ["eager", "without SE", "swapped", "fused"]
     for name, block_ in blocks.items():
         plain = blocks["without SE" if name == "without SE" else "eager"]
-        decided = test_block_tail.without_close_calls(plain, x, dy, *residual)
+        decided = bench_tail.without_close_calls(plain, x, dy, *residual)
         exact = Exact(copy.deepcopy(plain), plain, x, decided, *residual)
         exact.judge(block_, arithmetic=None if name == "fused" else x.dtype)
 
 
 def test_wrong_end_of_a_block_is_not_timed():
-    blocks, x, dy, residual = small_tail(test_block_tail.RESIDUAL, "fp32")
-    dy = test_block_tail.without_close_calls(blocks["eager"], x, dy, residual)
+    blocks, x, dy, residual = small_tail(bench_tail.RESIDUAL, "fp32")
+    dy = bench_tail.without_close_calls(blocks["eager"], x, dy, residual)
     assert 0 < dy.count_nonzero() <= dy.numel()
     exact = Exact(copy.deepcopy(blocks["eager"]), blocks["eager"], x, dy, residual)
     blocks["fused"].register_forward_hook(lambda module, args, y: y + 1e-3)
@@ -155,12 +148,12 @@ def test_wrong_end_of_a_block_is_not_timed():
 
 
 def test_gradients_are_not_compared_where_rounding_decides_the_relu():
-    blocks, x, dy, residual = small_tail(test_block_tail.RESIDUAL, "fp32")
+    blocks, x, dy, residual = small_tail(bench_tail.RESIDUAL, "fp32")
     exact = copy.deepcopy(blocks["eager"]).double()
     with torch.no_grad():
         branch = exact.se(exact.bn(x.double())).float()
         residual[0] = -branch[0]
-    found = test_block_tail.without_close_calls(blocks["eager"], x, dy, residual)
+    found = bench_tail.without_close_calls(blocks["eager"], x, dy, residual)
     assert found[0].count_nonzero() == 0 and torch.equal(found[1:], dy[1:])
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import bench_results
 import collect
-import devices
 import pytest
 import report
-import results_file
 import torch
 from bench_results import DEVICE, GPU, block_row, network_row, of_pytest, tail_row
-from errors import RequestError
+from lib import devices
+from lib import results as results_file
+from lib.errors import RequestError
 
 from se_fused import backends
 
@@ -99,7 +99,7 @@ def test_a_row_is_a_line_of_the_file():
     (of_pytest([block_row(1.0, 2.0, dtype="bf16")], commit_info={"id": "other"}),
      "commit differs: .*first.json: 25166a53a9, .*second.json: other"),
     (of_pytest([]), "second.json: no benchmarks in it"),
-    (of_pytest([{"seconds": 1}]), "second.json: test_0 is neither of test_block.py nor"),
+    (of_pytest([{"seconds": 1}]), "second.json: test_0 is neither of bench_block.py nor"),
     (of_pytest([block_row(1.0, 2.0)], machine_info={}), "second.json: .* has no se_fused"),
     (bench_results.result(), "second.json: no machine_info, .*not written by pytest-benchmark"),
     ("[1", "second.json: not JSON"),
@@ -137,7 +137,7 @@ def measured(tmp_path_factory):
     command = [
         *python, "benchmarks/malloc.py", *python, "-m", "pytest", "-q", "-p", "no:cacheprovider",
         "--bench-device", "cpu", "--benchmark-quiet", f"--benchmark-json={file}",
-        "benchmarks/test_block.py", "benchmarks/test_block_tail.py",
+        "benchmarks/bench_block.py", "benchmarks/bench_tail.py",
         "-k", f"cpp and (({block}) or ({tail}))",
     ]
     # Undisturbed by a compiler: what is timed does not matter here.

@@ -3,17 +3,15 @@
 FusedSE's passes: test_traffic.py.
 """
 
-import counting
-import loop_nests
 import pytest
-import tail_traffic
 import torch
 import triton_interpreter
-from counting import COMPILED, DIRECTIONS, LAYOUTS, Generated, Operators
+from lib.tails import AFTER_SE, MBCONV, RESIDUAL
 from pairwise import each_pair
 from selection import kept
-from tails import AFTER_SE, MBCONV, RESIDUAL
 from torch._inductor import config
+from traffic import counting, loop_nests, tail_traffic
+from traffic.counting import COMPILED, DIRECTIONS, LAYOUTS, Generated, Operators
 
 
 def test_operators_count_passes():

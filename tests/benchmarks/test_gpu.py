@@ -6,23 +6,27 @@ import time
 from pathlib import Path
 
 import gpu
-import gpu_build
-import gpu_lines
-import gpu_process
-import gpu_stage
-import gpu_tables
 import pytest
 import torch
 from bench_results import DEVICE, GPU
-from gpu_cases import chosen as chosen_cases
-from gpu_cases import evenly
+from gpu_stages import build as gpu_build
+from gpu_stages import lines as gpu_lines
+from gpu_stages import process as gpu_process
+from gpu_stages import stage as gpu_stage
+from gpu_stages import tables as gpu_tables
+from gpu_stages.cases import chosen as chosen_cases
+from gpu_stages.cases import evenly
 
-from se_fused import backends, plan
+from se_fused import backends
+from se_fused.backends.triton import plan
 
 COMPARISON = {"backend": "triton", "kind": "SE", "shape": [4, 64, 14, 14], "layout": "contiguous",
               "dtype": "bf16"}  # fmt: skip
 
-LINE = "import gpu_lines, pathlib, os, subprocess, sys, time; folder = pathlib.Path(sys.argv[1]); "
+LINE = (
+    "import pathlib, os, subprocess, sys, time; from gpu_stages import lines as gpu_lines; "
+    "folder = pathlib.Path(sys.argv[1]); "
+)
 SCRIPTS = {
     "device": f"{LINE}gpu_lines.write(folder, 'device', **{DEVICE}); "
               "gpu_lines.write(folder, 'copy', bytes=1, gbs=2.0); os.abort()",

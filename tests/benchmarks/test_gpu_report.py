@@ -3,14 +3,14 @@
 import json
 
 import bench_results
-import gpu_lines
-import gpu_tables
-import gpu_tools
 import pytest
 import report
-import results_file
-import tables
 from bench_results import DEVICE, GPU, block_row, cells, network_row, quartiles, tail_row
+from gpu_stages import lines as gpu_lines
+from gpu_stages import tables as gpu_tables
+from gpu_stages import tools as gpu_tools
+from lib import results as results_file
+from lib import tables
 
 RUN = {"commit": "25166a53a9cc", "dirty": False, "date": "2026-01-02T03:04:05", "dry": False}
 STANDS = ("Measured on NVIDIA H200 (GPU): capability 9.0, driver 570.1, torch 2.10.0, se_fused "
@@ -60,7 +60,7 @@ def all_rows():
          | {"graph_ms": {"eager": quartiles(6.0), "fused": quartiles(2.0)}}),
         ("network", network_row(networks, dtype="bf16 autocast", backend="triton")),
         ("variants", variant("2 warps", 0.05)), ("variants", variant("4 warps", 0.04)),
-        ("ncu", {"kernel": "squeeze_kernel", "launch": 0, "read_bytes": 2e8, "write_bytes": 1e6,
+        ("ncu", {"kernel": "moments_kernel", "launch": 0, "read_bytes": 2e8, "write_bytes": 1e6,
                  "nanoseconds": 1e5}),
         ("tests", {"suite": "pytest", "passed": 590, "failed": 1, "skipped": 9,
                    "unreached": 0, "failures": ["a"]}),
@@ -99,7 +99,7 @@ def test_lines_become_a_results_file(write, tmp_path, capsys):
         ["se_resnet20, 32 × 32²", "contiguous", "1600", "2000", "3200", "1.25", "2.00",
          "2.00 / 1.60 / 1.00"],
         ["kernel", "MB read", "MB written", "µs", "GB/s"],
-        ["squeeze_kernel", "200", "1.00", "100", "2010"],
+        ["moments_kernel", "200", "1.00", "100", "2010"],
     ]
 
 
@@ -171,14 +171,14 @@ def test_networks_of_several_dtypes_say_which():
 
 
 NCU = '''==PROF== Connected to process 41
-==PROF== Profiling "squeeze_kernel" - 0: 0%....50%....100% - 1 pass
+==PROF== Profiling "moments_kernel" - 0: 0%....50%....100% - 1 pass
 "ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size",\
 "Grid Size","Device","CC","Section Name","Metric Name","Metric Unit","Metric Value"
-"0","41","python","h","squeeze_kernel","1","7","(128, 1, 1)","(9, 1, 1)","0","9.0","Command line \
+"0","41","python","h","moments_kernel","1","7","(128, 1, 1)","(9, 1, 1)","0","9.0","Command line \
 profiler metrics","dram__bytes_read.sum","byte","205,520,896"
-"0","41","python","h","squeeze_kernel","1","7","(128, 1, 1)","(9, 1, 1)","0","9.0","Command line \
+"0","41","python","h","moments_kernel","1","7","(128, 1, 1)","(9, 1, 1)","0","9.0","Command line \
 profiler metrics","dram__bytes_write.sum","byte","1,024"
-"0","41","python","h","squeeze_kernel","1","7","(128, 1, 1)","(9, 1, 1)","0","9.0","Command line \
+"0","41","python","h","moments_kernel","1","7","(128, 1, 1)","(9, 1, 1)","0","9.0","Command line \
 profiler metrics","gpu__time_duration.sum","nsecond","52,000"
 "1","41","python","h","void at::native::reduce_kernel<512, 1>(T3)","1","7","(1, 1, 1)",\
 "(1, 1, 1)","0","9.0","Command line profiler metrics","dram__bytes_read.sum","byte","7"
@@ -190,12 +190,12 @@ profiler metrics","gpu__time_duration.sum","nsecond","52,000"
 
 def test_ncu_s_csv():
     assert gpu_tools.ncu(NCU) == [
-        {"kernel": "squeeze_kernel", "read_bytes": 205520896.0, "write_bytes": 1024.0,
+        {"kernel": "moments_kernel", "read_bytes": 205520896.0, "write_bytes": 1024.0,
          "nanoseconds": 52000.0, "launch": 0},
         {"kernel": "rescale_kernel", "read_bytes": None, "launch": 1},
     ]
     assert cells(gpu_tables.dram(gpu_tools.ncu(NCU)))[1:] == [
-        ["squeeze_kernel", "206", "0.00102", "52.0", "3952"],
+        ["moments_kernel", "206", "0.00102", "52.0", "3952"],
         ["rescale_kernel", "–", "–", "–", "–"],
     ]
 
@@ -224,7 +224,7 @@ def test_junit():
 @pytest.mark.parametrize("text, errors, kinds", [
     ("========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n", 0, []),
     ("========= COMPUTE-SANITIZER\n========= Invalid __global__ read of size 16 bytes\n"
-     "=========     at squeeze_kernel+0x10\n========= ERROR SUMMARY: 1 error\n", 1,
+     "=========     at moments_kernel+0x10\n========= ERROR SUMMARY: 1 error\n", 1,
      ["Invalid __global__ read of size 16 bytes"]),
     ("========= COMPUTE-SANITIZER\n", None, []),
 ], ids=["none", "one", "cut"])

@@ -3,10 +3,10 @@
 import contextlib
 
 import pytest
-import timing
 import torch
-from inputs import Inputs
-from maps import Map
+from lib import timing
+from lib.inputs import Inputs
+from lib.maps import Map
 
 DEVICE = torch.device("cuda")
 

@@ -1,8 +1,8 @@
-"""The cache model of benchmarks/l2_replay.py, against cases that can be counted by hand."""
+"""The cache model of benchmarks/traffic/l2_replay.py, against cases that can be counted by hand."""
 
-import l2_replay
 import pytest
-from l2_replay import DIRECTIONS, GPUS, ORDERS, Cache, interleave, replay
+from traffic import l2_replay
+from traffic.l2_replay import DIRECTIONS, GPUS, ORDERS, Cache, interleave, replay
 
 TILES = 240
 FLOOR = {"forward": 1, "backward": 2}  # every map read once

@@ -4,15 +4,14 @@ import struct
 import sys
 
 import bench_results
-import contenders
-import plots
 import pytest
 import report
-import results_file
-import roofline
 import torch
 from bench_results import block_row, network_row, two_maps
+from lib import contenders, plots
+from lib import results as results_file
 from torch.utils.flop_counter import FlopCounterMode
+from traffic import roofline
 
 STEP = {"eager": 20.0, "fused": 16.0, "without SE": 10.0}
 

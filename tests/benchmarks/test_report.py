@@ -5,14 +5,12 @@ import re
 from pathlib import Path
 
 import bench_results
-import comparison
 import pytest
 import report
-import results_file
-import tables
-import tail_table
 from bench_results import GPU, block_row, cells, network_row, quartiles, tail_row, two_maps
-from errors import RequestError
+from lib import comparison, tables, tail_table
+from lib import results as results_file
+from lib.errors import RequestError
 
 NETWORK = {"eager": 20.0, "fused": 16.0, "without SE": 10.0}
 

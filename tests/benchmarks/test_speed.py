@@ -8,8 +8,8 @@ import time
 
 import pytest
 import torch
-from models import SqueezeExcite
-from timing import medians
+from lib.models import SqueezeExcite
+from lib.timing import medians
 
 from se_fused import FusedSE, backends
 

@@ -14,14 +14,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import data
 import numpy as np
 import pytest
-import se_time
 import torch
 import train
-from errors import RequestError
+from lib.errors import RequestError
 from torch.utils.data import TensorDataset
+from training import data, se_time
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ("--device", "cpu", "--epochs", "1", "--steps", "2", "--batch-size", "4")

@@ -13,9 +13,11 @@ from torch._inductor import compile_fx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-import data  # noqa: E402
-import se_time  # noqa: E402
 import train  # noqa: E402
+from training import (
+    data,  # noqa: E402
+    se_time,  # noqa: E402
+)
 
 
 def compiler(graph, example_inputs, **options):

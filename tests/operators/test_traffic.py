@@ -17,8 +17,8 @@ from shapes import DENSE, DTYPES, SHAPES, make_inputs
 from se_fused import backends
 
 # isort: split
-import counting
 from byte_meter import Meter
+from traffic import counting
 
 # Where the excitation runs between the launches, and where inside the first one.
 BETWEEN, INSIDE = "weights-outweigh-the-samples", ("aligned-7x7", "split-planes")
