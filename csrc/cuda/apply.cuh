@@ -1,4 +1,4 @@
-// The second launch of each direction: y = x · g, backward dx = dy · g + share.
+// The second launch of each direction: y = x · g, backward dx = dy · g + grad_mean.
 #pragma once
 
 #include "device.cuh"
@@ -12,9 +12,9 @@ constexpr int chunk = threads * vectors_per_thread * lanes_of<T>;
 // One block: `chunk` elements of a sample, taken in the reverse of the reduce launch's order, so that
 // what was read last, and is still in cache, is read first; nothing of this pass is worth keeping.
 // Budget: 64 registers.
-template <class T, bool channels_last, bool shared>
+template <class T, bool channels_last, bool has_mean_gradient>
 __global__ void __launch_bounds__(threads, 1) rescale_kernel(
-    Shape shape, int chunks, const T* x, const acc_t<T>* g, const acc_t<T>* share, T* y) {
+    Shape shape, int chunks, const T* x, const acc_t<T>* g, const acc_t<T>* grad_mean, T* y) {
   using A = acc_t<T>;
   const unsigned block = gridDim.x - 1 - blockIdx.x;
   const int64_t sample = block / chunks, begin = block % chunks * static_cast<int64_t>(chunk<T>);
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(threads, 1) rescale_kernel(
   x += sample * shape.sample_size() + begin;
   y += sample * shape.sample_size() + begin;
   g += sample * shape.channels;
-  if constexpr (shared) share += sample * shape.channels;
+  if constexpr (has_mean_gradient) grad_mean += sample * shape.channels;
   // Runs of one channel (contiguous) or of all channels (channels_last): the chunk begins `start`
   // elements into a run, of the channel `base`.
   const auto run = static_cast<unsigned>(channels_last ? shape.channels : shape.positions);
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(threads, 1) rescale_kernel(
   const int base = channels_last ? 0 : static_cast<int>(begin / run);
   const auto scaled = [&](T value, int c) {
     const A product = widen(value) * g[c];
-    if constexpr (shared) return narrow<T>(product + share[c]);
+    if constexpr (has_mean_gradient) return narrow<T>(product + grad_mean[c]);
     return narrow<T>(product);
   };
   over_run(

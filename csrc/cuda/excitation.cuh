@@ -31,7 +31,7 @@ struct Excitation {
 // [N, C] and [N, R] arrays of the excitation; dg, dp2 and what follows are of the backward pass.
 template <class A>
 struct States {
-  A *z, *g, *h, *dg, *dp2, *dp1, *share;
+  A *z, *g, *h, *dg, *dp2, *dp1, *grad_mean;
 };
 
 // Σ_k a[s, k] · w[row, k] for the samples s < count; `group` neighbouring lanes share a row, each
@@ -138,7 +138,7 @@ __device__ inline void hidden_gradient_tile(
 static_assert(threads / hidden_rows == warp_size, "hidden_gradient_tile sums the parts in a warp");
 constexpr int hidden_gradient_shared = threads;  // accumulators
 
-// share = (dp1 W1) / M: every position's part of dz. `threads` channels from the tile's first on.
+// grad_mean = (dp1 W1) / M: every position's part of dz. `threads` channels from the tile's first on.
 template <int S, class T>
 __device__ inline void share_tile(
     const Excitation<T>& e, const States<acc_t<T>>& at, int64_t positions, int64_t first,
@@ -153,7 +153,7 @@ __device__ inline void share_tile(
       if (s < count) sum[s] += weight * at.dp1[(first + s) * e.hidden + r];
   }
   for (int s = 0; s < S; ++s)
-    if (s < count) at.share[(first + s) * e.channels + c] = sum[s] / static_cast<A>(positions);
+    if (s < count) at.grad_mean[(first + s) * e.channels + c] = sum[s] / static_cast<A>(positions);
 }
 __host__ __device__ inline int share_tiles(int channels) {
   return (channels + threads - 1) / threads;

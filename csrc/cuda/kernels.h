@@ -22,7 +22,7 @@ struct Call {
   int hidden;
   Act act;
   Gate gate;
-  void *z, *g, *h, *dg, *dp2, *dp1, *share;
+  void *z, *g, *h, *dg, *dp2, *dp1, *grad_mean;
   void* stream;
 };
 
@@ -38,7 +38,7 @@ struct Launches {
   // launches where the weights outweigh the samples.
   Scratch (*scratch)(const Call&, Summed, bool excites);
   void (*reduce)(const Call&, Summed, bool excites, void* slots, void* counters);
-  // y = x · g, or dx = dy · g + share.
+  // y = x · g, or dx = dy · g + grad_mean.
   void (*rescale)(const Call&);
 };
 

@@ -66,7 +66,7 @@ struct Launcher {
   static States<A> states(const Call& c) {
     const auto array = [](void* p) { return static_cast<A*>(p); };
     return {array(c.z), array(c.g), array(c.h), array(c.dg), array(c.dp2), array(c.dp1),
-            array(c.share)};
+            array(c.grad_mean)};
   }
 
   static Scratch scratch(const Call& c, Summed, bool excites) {
@@ -135,15 +135,15 @@ struct Launcher {
   static void rescale(const Call& c) {
     const Shape shape{c.samples, c.positions, c.channels};
     const int64_t chunks = ceil_div(shape.sample_size(), chunk<T>);
-    const bool shared = c.share != nullptr;
+    const bool has_mean_gradient = c.grad_mean != nullptr;
     auto* kernel = c.channels_last
-        ? (shared ? rescale_kernel<T, true, true> : rescale_kernel<T, true, false>)
-        : (shared ? rescale_kernel<T, false, true> : rescale_kernel<T, false, false>);
+        ? (has_mean_gradient ? rescale_kernel<T, true, true> : rescale_kernel<T, true, false>)
+        : (has_mean_gradient ? rescale_kernel<T, false, true> : rescale_kernel<T, false, false>);
     const void* from = c.dy ? c.dy : c.x;
     void* to = c.dy ? c.dx : c.y;
     launch(kernel, c.samples * chunks, 0, c.stream, shape, static_cast<int>(chunks),
            static_cast<const T*>(from), static_cast<const A*>(c.g),
-           static_cast<const A*>(c.share), static_cast<T*>(to));
+           static_cast<const A*>(c.grad_mean), static_cast<T*>(to));
   }
 
   static constexpr Launches table = {scratch, reduce, rescale};

@@ -42,7 +42,7 @@ StreamGetter stream_getter() {
 bool finds_cuda_stream() { return stream_getter() != nullptr; }
 
 void* current_stream(int32_t device) {
-  STD_TORCH_CHECK(finds_cuda_stream(), "se_fused_cpp: this torch has no CUDA streams");
+  STD_TORCH_CHECK(finds_cuda_stream(), "se_fused: this torch has no CUDA streams");
   void* stream = nullptr;
   SE_FUSED_TORCH_CHECK(stream_getter()(device, &stream));
   return stream;
@@ -67,7 +67,7 @@ class Operation {
     call.positions = positions_of(x);
     STD_TORCH_CHECK(
         x.size(1) < INT32_MAX && call.positions < INT32_MAX,
-        "se_fused_cpp: more than 2^31 channels or positions");
+        "se_fused: more than 2^31 channels or positions");
     call.channels = static_cast<int>(x.size(1));
     call.channels_last = !x.is_contiguous() || call.positions == 1;
     call.x = x.const_data_ptr();
@@ -88,15 +88,15 @@ class Operation {
 
   void set_weights(
       const Tensor& w1, const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
-      int64_t act, int64_t gate) {
+      const std::string& act, const std::string& gate) {
     const int64_t channels = x_.size(1), hidden = w1.size(0);
     call.w1 = weight(w1, channels * hidden);
     call.b1 = weight(b1, hidden);
     call.w2 = weight(w2, channels * hidden);
     call.b2 = weight(b2, channels);
     call.hidden = static_cast<int>(hidden);
-    call.act = static_cast<Act>(act);
-    call.gate = static_cast<Gate>(gate);
+    call.act = parse<Act>(act);
+    call.gate = parse<Gate>(gate);
   }
 
   // Sums, then the rescale where there is an output for it.
@@ -131,7 +131,7 @@ class Operation {
     STD_TORCH_CHECK(
         t.is_cuda() && t.get_device_index() == x_.get_device_index() && t.numel() == count &&
             t.scalar_type() == dtype,
-        "se_fused_cpp: a tensor has the wrong device, size or dtype");
+        "se_fused: a tensor has the wrong device, size or dtype");
     return t.const_data_ptr();
   }
 
@@ -149,78 +149,103 @@ class Operation {
   std::vector<Tensor> kept_;  // copies of weights, until the launches are queued
 };
 
-Tensor squeeze(const Tensor& x) {
+Tensor nothing(const Tensor& x, ScalarType dtype) {
+  const int64_t size = 0, stride = 1;
+  return empty_beside(x, &size, &stride, 1, dtype);
+}
+
+// [1, N, C]
+Tensor one_per_plane(const Tensor& x) {
+  const int64_t sizes[] = {1, x.size(0), x.size(1)};
+  const int64_t strides[] = {x.size(0) * x.size(1), x.size(1), 1};
+  return empty_beside(x, sizes, strides, 3, accumulator_dtype(x));
+}
+
+// Whatever else a block may have is PyTorch's on a GPU: se_fused/backends/cpp.py.
+void check_plain(std::initializer_list<const OptionalTensor*> parts, bool flag = false) {
+  for (const OptionalTensor* part : parts) flag = flag || part->has_value();
+  STD_TORCH_CHECK(!flag, "se_fused: a part that has no CUDA C++ kernel");
+}
+
+Tensor reduce_forward(
+    const Tensor& x, const OptionalTensor& center, const OptionalTensor& scale,
+    const OptionalTensor& shift, const std::string&, const std::string& statistic) {
+  check_plain({&center, &scale, &shift}, statistic != "mean");
   Operation op(x);
-  Tensor z = op.per_sample(x.size(1));
+  Tensor z = one_per_plane(x);
   if (op.empty()) return torch::stable::fill_(z, NAN);
   op.call.z = z.mutable_data_ptr();
   op.run(Summed::values, false, false);
   return z;
 }
 
-Tensor rescale(const Tensor& x, const Tensor& g) {
+std::tuple<Tensor, Tensor> apply_forward(
+    const Tensor& x, const OptionalTensor& residual, const OptionalTensor& center,
+    const OptionalTensor& scale, const OptionalTensor& shift, const Tensor& g, const std::string&,
+    bool relu) {
+  check_plain({&residual, &center, &scale, &shift}, relu);
   Operation op(x);
-  Tensor y = op.map();
-  if (op.empty()) return y;
+  Tensor y = op.map(), mask = nothing(x, ScalarType::Byte);
+  if (op.empty()) return {y, mask};
   op.call.g = op.state(g, x.size(1));
   op.call.y = y.mutable_data_ptr();
   op.rescale();
-  return y;
+  return {y, mask};
 }
 
-Tensor gate_gradient(const Tensor& dy, const Tensor& x) {
+std::tuple<Tensor, Tensor> reduce_backward(
+    const Tensor& dy, const Tensor& x, const OptionalTensor& mask, const OptionalTensor& center,
+    const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& maximum,
+    const OptionalTensor& g, const std::string&) {
+  check_plain({&mask, &center, &scale, &shift, &maximum});
   Operation op(x);
-  Tensor dg = op.per_sample(x.size(1));
-  if (op.empty()) return torch::stable::zero_(dg);
+  Tensor dg = one_per_plane(x), dx = g ? op.map() : nothing(x, x.scalar_type());
+  if (op.empty()) return {torch::stable::zero_(dg), dx};
   op.call.dy = op.map_like_x(dy);
   op.call.dg = dg.mutable_data_ptr();
-  op.run(Summed::products, false, false);
-  return dg;
+  if (g) {
+    op.call.g = op.state(*g, x.size(1));
+    op.call.dx = dx.mutable_data_ptr();
+  }
+  op.run(g ? Summed::products_rescaled : Summed::products, false, false);
+  return {dg, dx};
 }
 
-std::tuple<Tensor, Tensor> rescale_backward(const Tensor& dy, const Tensor& x, const Tensor& g) {
-  Operation op(x);
-  Tensor dx = op.map(), dg = op.per_sample(x.size(1));
-  if (op.empty()) return {dx, torch::stable::zero_(dg)};
-  op.call.dy = op.map_like_x(dy);
-  op.call.g = op.state(g, x.size(1));
-  op.call.dx = dx.mutable_data_ptr();
-  op.call.dg = dg.mutable_data_ptr();
-  op.run(Summed::products_rescaled, false, false);
-  return {dx, dg};
-}
-
-std::tuple<Tensor, Tensor, Tensor> squeeze_excite(
-    const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
-    const OptionalTensor& b2, int64_t act, int64_t gate) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> squeeze_excite(
+    const Tensor& x, const OptionalTensor& residual, const Tensor& w1, const OptionalTensor& b1,
+    const Tensor& w2, const OptionalTensor& b2, const std::string& act, const std::string& gate,
+    bool relu) {
+  check_plain({&residual}, relu);
   Operation op(x);
   op.set_weights(w1, b1, w2, b2, act, gate);
   Tensor y = op.map(), z = op.per_sample(x.size(1)), g = op.per_sample(x.size(1));
-  if (op.empty()) return {y, torch::stable::fill_(z, NAN), torch::stable::fill_(g, NAN)};
+  Tensor mask = nothing(x, ScalarType::Byte);
+  if (op.empty()) return {y, mask, torch::stable::fill_(z, NAN), torch::stable::fill_(g, NAN)};
   const Tensor h = op.per_sample(w1.size(0));
   op.call.y = y.mutable_data_ptr();
   op.call.z = z.mutable_data_ptr();
   op.call.g = g.mutable_data_ptr();
   op.call.h = h.mutable_data_ptr();
   op.run(Summed::values, true, true);
-  return {y, z, g};
+  return {y, mask, z, g};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
-    const Tensor& dy, const Tensor& x, const Tensor& z, const Tensor& g, const Tensor& w1,
-    const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2, int64_t act,
-    int64_t gate) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
+    const Tensor& dy, const Tensor& x, const OptionalTensor& mask, const Tensor& z, const Tensor& g,
+    const Tensor& w1, const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+    const std::string& act, const std::string& gate, bool add) {
+  check_plain({&mask}, add);
   Operation op(x);
   op.set_weights(w1, b1, w2, b2, act, gate);
   const int64_t channels = x.size(1), hidden = w1.size(0);
   Tensor dx = op.map(), dp1 = op.per_sample(hidden), h = op.per_sample(hidden);
-  Tensor dp2 = op.per_sample(channels);
+  Tensor dp2 = op.per_sample(channels), dr = nothing(x, x.scalar_type());
   if (op.empty()) {
     torch::stable::zero_(dp1);
     torch::stable::zero_(h);
-    return {dx, dp1, h, torch::stable::zero_(dp2)};
+    return {dx, dr, dp1, h, torch::stable::zero_(dp2)};
   }
-  const Tensor dg = op.per_sample(channels), share = op.per_sample(channels);
+  const Tensor dg = op.per_sample(channels), grad_mean = op.per_sample(channels);
   op.call.dy = op.map_like_x(dy);
   op.call.z = op.state(z, channels);
   op.call.g = op.state(g, channels);
@@ -229,23 +254,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
   op.call.h = h.mutable_data_ptr();
   op.call.dp2 = dp2.mutable_data_ptr();
   op.call.dg = dg.mutable_data_ptr();
-  op.call.share = share.mutable_data_ptr();
+  op.call.grad_mean = grad_mean.mutable_data_ptr();
   op.run(Summed::products, true, true);
-  return {dx, dp1, h, dp2};
+  return {dx, dr, dp1, h, dp2};
 }
 
 }  // namespace
 }  // namespace se_fused::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(se_fused_cpp, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(se_fused, CompositeExplicitAutograd, m) {
   m.impl("finds_cuda_stream", TORCH_BOX(&se_fused::cuda::finds_cuda_stream));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(se_fused_cpp, CUDA, m) {
-  m.impl("squeeze", TORCH_BOX(&se_fused::cuda::squeeze));
-  m.impl("rescale", TORCH_BOX(&se_fused::cuda::rescale));
-  m.impl("gate_gradient", TORCH_BOX(&se_fused::cuda::gate_gradient));
-  m.impl("rescale_backward", TORCH_BOX(&se_fused::cuda::rescale_backward));
-  m.impl("squeeze_excite", TORCH_BOX(&se_fused::cuda::squeeze_excite));
-  m.impl("squeeze_excite_backward", TORCH_BOX(&se_fused::cuda::squeeze_excite_backward));
+STABLE_TORCH_LIBRARY_IMPL(se_fused, CUDA, m) {
+  m.impl("reduce_forward.cpp", TORCH_BOX(&se_fused::cuda::reduce_forward));
+  m.impl("apply_forward.cpp", TORCH_BOX(&se_fused::cuda::apply_forward));
+  m.impl("reduce_backward.cpp", TORCH_BOX(&se_fused::cuda::reduce_backward));
+  m.impl("squeeze_excite.cpp", TORCH_BOX(&se_fused::cuda::squeeze_excite));
+  m.impl("squeeze_excite_backward.cpp", TORCH_BOX(&se_fused::cuda::squeeze_excite_backward));
 }

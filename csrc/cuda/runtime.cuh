@@ -12,7 +12,7 @@ namespace se_fused::cuda {
 
 inline void check(cudaError_t status) {
   if (status != cudaSuccess)
-    throw std::runtime_error(std::string("se_fused_cpp: CUDA: ") + cudaGetErrorString(status));
+    throw std::runtime_error(std::string("se_fused: CUDA: ") + cudaGetErrorString(status));
 }
 
 inline Device current_device() {
@@ -27,7 +27,7 @@ template <class... Parameters, class... Arguments>
 void launch(
     void (*kernel)(Parameters...), int64_t blocks, size_t shared, void* stream,
     Arguments... arguments) {
-  if (blocks > INT32_MAX) throw std::runtime_error("se_fused_cpp: the map needs too many blocks");
+  if (blocks > INT32_MAX) throw std::runtime_error("se_fused: the map needs too many blocks");
   kernel<<<static_cast<unsigned>(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(
       arguments...);
   check(cudaGetLastError());

@@ -131,7 +131,7 @@ class Run {
       call.h = output(nr, acc_);
       call.dp2 = output(nc, acc_);
       call.dg = scratch(nc);
-      call.share = scratch(nc);
+      call.grad_mean = scratch(nc);
       reduce(launch, call, Summed::products, true);
       launch.rescale(call);
     }
