@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from se_fused.backends.triton.activations import act, act_derivative, gate, gate_derivative
-from se_fused.backends.triton.partials import add_partials
+from se_fused.backends.triton.partials import join_partials
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def excite(
     products = tl.zeros([BLOCK_R, CHUNK], ACC)
     for start in range(0, channels, CHUNK):
         channel = start + tl.arange(0, CHUNK)
-        z = add_partials(partial_ptr, sample, channel, channels, splits)
+        z = join_partials(partial_ptr, sample, channel, channels, splits)
         tl.store(z_ptr + sample * channels + channel, z, channel < channels)
         products += _weight(w1_ptr, unit, channel, hidden, channels, ACC) * z[None, :]
     h = act(tl.sum(products, 1) + _bias(b1_ptr, unit, hidden, ACC), ACT)
@@ -51,7 +51,7 @@ def excite_backward(
         index = sample * channels + channel
         z = tl.load(z_ptr + index, channel < channels, other=0)
         g = tl.load(g_ptr + index, channel < channels, other=0)
-        dg = add_partials(partial_ptr, sample, channel, channels, splits)
+        dg = join_partials(partial_ptr, sample, channel, channels, splits)
         dp2 = dg * gate_derivative(g, GATE)
         tl.store(dp2_ptr + index, dp2, channel < channels)
         p1_products += _weight(w1_ptr, unit, channel, hidden, channels, ACC) * z[None, :]

@@ -22,38 +22,40 @@ def finishes_sample(counter_ptr, sample, programs):
 
 
 @triton.jit
-def add_partials(partial_ptr, sample, channel, channels, splits):
-    """Those of a sample summed over splits, always in the same order; the loads of a round do not
-    wait for one another."""
+def join_partials(partial_ptr, sample, channel, channels, splits, MAXIMUM: tl.constexpr = False):
+    """The sum of a sample's, or the maximum, over its splits, always in the same order; the loads
+    of a round do not wait for one another."""
     total = tl.zeros(channel.shape, partial_ptr.dtype.element_ty)
+    if MAXIMUM:
+        total += NOTHING
     for first in range(0, splits, ROUND):
         for split in tl.static_range(ROUND):
             index = (sample * splits + first + split) * channels + channel
             inside = (channel < channels) & (first + split < splits)
-            total += tl.load(partial_ptr + index, inside, other=0)
+            if MAXIMUM:
+                partial = tl.load(partial_ptr + index, inside, other=NOTHING)
+                total = tl.maximum(total, partial, propagate_nan=tl.PropagateNan.ALL)
+            else:
+                total += tl.load(partial_ptr + index, inside, other=0)
     return total
 
 
 @triton.jit
-def store_sums(partial_ptr, out_ptr, sample, channels, splits, CHUNK: tl.constexpr):
-    for start in range(0, channels, CHUNK):
-        channel = start + tl.arange(0, CHUNK)
-        total = add_partials(partial_ptr, sample, channel, channels, splits)
-        tl.store(out_ptr + sample * channels + channel, total, channel < channels)
-
-
-@triton.jit
-def store_maxima(partial_ptr, out_ptr, sample, channels, splits, CHUNK: tl.constexpr):
-    for start in range(0, channels, CHUNK):
-        channel = start + tl.arange(0, CHUNK)
-        most = tl.zeros([CHUNK], partial_ptr.dtype.element_ty) + NOTHING
-        for first in range(0, splits, ROUND):
-            for split in tl.static_range(ROUND):
-                index = (sample * splits + first + split) * channels + channel
-                inside = (channel < channels) & (first + split < splits)
-                m = tl.load(partial_ptr + index, inside, other=NOTHING)
-                most = tl.maximum(most, m, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(out_ptr + sample * channels + channel, most, channel < channels)
+def finish(
+    partial_ptr, out_ptr, sample, samples, channels, splits,
+    COUNT: tl.constexpr, MAXIMUM: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The results [K, sample, C] of K = COUNT values; all are sums, but number MAXIMUM."""
+    rows = tl.cast(samples, tl.int64)
+    for number in tl.static_range(COUNT):
+        for start in range(0, channels, CHUNK):
+            channel = start + tl.arange(0, CHUNK)
+            result = join_partials(
+                partial_ptr + number * rows * splits * channels, sample, channel, channels, splits,
+                number == MAXIMUM,
+            )  # fmt: skip
+            index = sample * channels + channel
+            tl.store(out_ptr + number * rows * channels + index, result, channel < channels)
 
 
 @triton.jit

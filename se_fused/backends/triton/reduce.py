@@ -13,10 +13,9 @@ from se_fused.backends.triton.bitmask import load_bits
 from se_fused.backends.triton.excitation import excite, excite_backward
 from se_fused.backends.triton.partials import (
     NOTHING,
+    finish,
     finishes_sample,
     largest,
-    store_maxima,
-    store_sums,
 )
 from se_fused.backends.triton.tiles import (
     channel_sums,
@@ -88,12 +87,10 @@ def reduce_forward_kernel(
                     sample, channels, hidden, splits, ACT, GATE, BLOCK_R, CHUNK,
                 )  # fmt: skip
             else:
-                store_sums(partial_ptr, out_ptr, sample, channels, splits, CHUNK)
-                if STATISTIC == "max":
-                    of_max = tl.cast(samples, tl.int64) * channels
-                    store_maxima(
-                        partial_ptr + stride, out_ptr + of_max, sample, channels, splits, CHUNK
-                    )
+                finish(
+                    partial_ptr, out_ptr, sample, samples, channels, splits,
+                    2 if STATISTIC == "max" else 1, 1, CHUNK,
+                )  # fmt: skip
 
 
 # Sums [K, N, C] with q = dy where its bit of the mask is set, else 0: without a norm Σ q·x, with
@@ -151,8 +148,6 @@ def reduce_backward_kernel(
                 mask_ptr, sample, block, tile, channels, spatial, LAYOUT, BLOCK_C, BLOCK_M, PLANE
             )
             q = tl.where(bits == 1, q, 0)
-        if dx_ptr is not None:
-            tl.store(dx_ptr + offset, q * g, inside)
         if center_ptr is None:
             total += q * x
             if max_ptr is not None:
@@ -170,6 +165,8 @@ def reduce_backward_kernel(
                 third += fold(q * act(u, NORM_ACT), LAYOUT, BLOCK_C, BLOCK_M, PLANE)
                 slopes += fold(slope, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
                 slopes_centered += fold(slope * centered, LAYOUT, BLOCK_C, BLOCK_M, PLANE)
+        if dx_ptr is not None:
+            tl.store(dx_ptr + offset, q * g, inside)
     at = (sample * splits + split) * channels + channel
     stride = tl.cast(samples, tl.int64) * splits * channels  # from one sum to the next
     if center_ptr is None:
@@ -198,9 +195,6 @@ def reduce_backward_kernel(
                     sample, channels, spatial, hidden, splits, ACT, GATE, BLOCK_R, CHUNK,
                 )  # fmt: skip
             else:
-                of_sum = tl.cast(samples, tl.int64) * channels
-                for number in tl.static_range(COUNT):
-                    store_sums(
-                        partial_ptr + number * stride, out_ptr + number * of_sum,
-                        sample, channels, splits, CHUNK,
-                    )  # fmt: skip
+                finish(
+                    partial_ptr, out_ptr, sample, samples, channels, splits, COUNT, -1, CHUNK
+                )
