@@ -41,13 +41,13 @@ class Folded {
         pass_(p),
         elements_(rows * cols),
         mask_row_(mask_bytes(cols)),
-        channels_(channels_of(p, [&](const A* values) {
+        channels_(channels_of(p, [&](const A* values) SE_FUSED_INLINE {
           return ColumnValues<A>{values && fold > 1 ? repeated(values, cols) : values};
         })) {}
 
   // body(row, columns) for every row of a fold.
   template <class Body>
-  void for_rows(Body body) const {
+  SE_FUSED_INLINE void for_rows(Body body) const {
     int64_t byte = 0;
     const int64_t bytes = fold == 1 ? mask_row_ : length / 8;
     for (int64_t start = 0; start < elements_; start += length, byte += bytes) {
@@ -99,9 +99,9 @@ struct Columns {
       clear(run);
       int64_t rows_in_run = 0;
       // One row at a time: reading two at once halves the speed of a map that is not in cache.
-      folded.for_rows([&](const auto& row, int64_t columns) {
+      folded.for_rows([&](const auto& row, int64_t columns) SE_FUSED_INLINE {
         const int64_t end = columns < first + size ? columns : first + size;
-        for_vectors<A>(first, end, [&, row](auto at) {
+        for_vectors<A>(first, end, [&, row](auto at) SE_FUSED_INLINE {
           Vec<A> values[count];
           F::terms(row, at, values);
           for (int k = 0; k < count; ++k) {
@@ -139,9 +139,9 @@ struct Columns {
         folded.length % lanes<acc_t<T>> == 0;
     with_flag(non_temporal && aligned, [&](auto flag) {
       constexpr bool streams = decltype(flag)::value;
-      folded.for_rows([](const auto& row, int64_t columns) {
+      folded.for_rows([](const auto& row, int64_t columns) SE_FUSED_INLINE {
         for_vectors<acc_t<T>>(
-            0, columns, [row](auto at) { F::template write<streams>(row, at); });
+            0, columns, [row](auto at) SE_FUSED_INLINE { F::template write<streams>(row, at); });
       });
       if (streams) finish_streaming();
     });

@@ -2,6 +2,12 @@
 // namespace), SE_FUSED_VECTOR_BYTES and, before and after, the compiler's target region. Everything
 // here is in an anonymous namespace: no function built for one set can be linked into another.
 
+// The formulas of a pass must be inlined into its loops: what they do not read of a row is then never
+// computed.
+#ifndef SE_FUSED_INLINE
+#define SE_FUSED_INLINE __attribute__((always_inline))
+#endif
+
 namespace se_fused::cpu::SE_FUSED_CAPABILITY {
 namespace {
 
