@@ -29,62 +29,40 @@ struct ColumnValues {
   }
 };
 
-// A tile whose rows are read `fold` at a time.
-template <class T>
-class Folded {
+// body(row, columns) for the rows of a tile, read `fold` at a time, with the channels' values once more
+// for each row of a fold.
+template <class T, class Body>
+SE_FUSED_INLINE inline void for_folded_rows(
+    const Pass<T>& p, int64_t rows, int64_t cols, int64_t fold, Body body) {
   using A = acc_t<T>;
-
- public:
-  Folded(const Pass<T>& p, int64_t rows, int64_t cols)
-      : fold(rows_to_fold(cols, lanes<A>, p.mask || p.new_mask)),
-        length(fold * cols),
-        pass_(p),
-        elements_(rows * cols),
-        mask_row_(mask_bytes(cols)),
-        channels_(channels_of(p, [&](const A* values) SE_FUSED_INLINE {
-          return ColumnValues<A>{values && fold > 1 ? repeated(values, cols) : values};
-        })) {}
-
-  // body(row, columns) for every row of a fold.
-  template <class Body>
-  SE_FUSED_INLINE void for_rows(Body body) const {
-    int64_t byte = 0;
-    const int64_t bytes = fold == 1 ? mask_row_ : length / 8;
-    for (int64_t start = 0; start < elements_; start += length, byte += bytes) {
-      const Row<T, ColumnValues<A>> row(pass_, channels_, start, byte);
-      body(row, elements_ - start < length ? elements_ - start : length);
-    }
-  }
-
-  const int64_t fold, length;
-
- private:
-  // The values once more for each row of a fold.
-  const A* repeated(const A* values, int64_t cols) {
-    A* to = buffers_[used_++];
+  const int64_t length = fold * cols, elements = rows * cols;
+  const int64_t bytes = fold == 1 ? mask_bytes(cols) : length / 8;
+  A buffers[sizeof(Channels<char>)][strip];
+  int used = 0;
+  const auto channels = channels_of(p, [&](const A* values) SE_FUSED_INLINE {
+    if (values == nullptr || fold == 1) return ColumnValues<A>{values};
+    A* repeated = buffers[used++];
     for (int64_t i = 0; i < length; i += cols)
-      for (int64_t c = 0; c < cols; ++c) to[i + c] = values[c];
-    return to;
+      for (int64_t c = 0; c < cols; ++c) repeated[i + c] = values[c];
+    return ColumnValues<A>{repeated};
+  });
+  for (int64_t start = 0, byte = 0; start < elements; start += length, byte += bytes) {
+    const Row<T, ColumnValues<A>> row(p, channels, start, byte);
+    body(row, elements - start < length ? elements - start : length);
   }
-
-  const Pass<T>& pass_;
-  int64_t elements_, mask_row_;
-  int used_ = 0;
-  A buffers_[sizeof(Channels<char>)][strip];
-  Channels<ColumnValues<A>> channels_;
-};
+}
 
 struct Columns {
   // out[k · stride + c] = the term k over the rows.
   template <class F, class T>
   static void reduce(
-      const Pass<T>& p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+      const Pass<T> p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
     using A = acc_t<T>;
     constexpr int64_t width = lanes<A>;
     constexpr int count = F::count;
-    const Folded<T> folded(p, rows, cols);
-    for (int64_t first = 0; first < folded.length; first += strip) {
-      const int64_t size = folded.length - first < strip ? folded.length - first : strip;
+    const int64_t fold = rows_to_fold(cols, width, p.mask), length = fold * cols;
+    for (int64_t first = 0; first < length; first += strip) {
+      const int64_t size = length - first < strip ? length - first : strip;
       A total[count][strip + width], run[count][strip + width];
       const auto clear = [&](auto& results) {
         for (int k = 0; k < count; ++k)
@@ -99,7 +77,7 @@ struct Columns {
       clear(run);
       int64_t rows_in_run = 0;
       // One row at a time: reading two at once halves the speed of a map that is not in cache.
-      folded.for_rows([&](const auto& row, int64_t columns) SE_FUSED_INLINE {
+      for_folded_rows(p, rows, cols, fold, [&](const auto& row, int64_t columns) SE_FUSED_INLINE {
         const int64_t end = columns < first + size ? columns : first + size;
         for_vectors<A>(first, end, [&, row](auto at) SE_FUSED_INLINE {
           Vec<A> values[count];
@@ -117,9 +95,9 @@ struct Columns {
       });
       flush();
       for (int k = 0; k < count; ++k)
-        for (int64_t c = 0; c < (folded.fold == 1 ? size : cols); ++c) {
+        for (int64_t c = 0; c < (fold == 1 ? size : cols); ++c) {
           A result = total[k][c];
-          for (int64_t i = c + cols; i < (folded.fold == 1 ? 0 : size); i += cols)
+          for (int64_t i = c + cols; i < (fold == 1 ? 0 : size); i += cols)
             result = combine<F>(k, broadcast(result), broadcast(total[k][i]))[0];
           out[k * stride + first + c] = result;
         }
@@ -128,18 +106,18 @@ struct Columns {
 
   template <class T>
   static void reduce_moments(
-      const Pass<T>& p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+      const Pass<T> p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
     reduce<Moments>(p, rows, cols, out, stride);
   }
 
   template <class F, class T>
-  static void apply(const Pass<T>& p, int64_t rows, int64_t cols, bool non_temporal) {
-    const Folded<T> folded(p, rows, cols);
+  static void apply(const Pass<T> p, int64_t rows, int64_t cols, bool non_temporal) {
+    const int64_t fold = rows_to_fold(cols, lanes<acc_t<T>>, p.mask || p.new_mask);
     const bool aligned = streamable(p.y) && streamable(p.dr) &&
-        folded.length % lanes<acc_t<T>> == 0;
+        fold * cols % lanes<acc_t<T>> == 0;
     with_flag(non_temporal && aligned, [&](auto flag) {
       constexpr bool streams = decltype(flag)::value;
-      folded.for_rows([](const auto& row, int64_t columns) SE_FUSED_INLINE {
+      for_folded_rows(p, rows, cols, fold, [](const auto& row, int64_t columns) SE_FUSED_INLINE {
         for_vectors<acc_t<T>>(
             0, columns, [row](auto at) SE_FUSED_INLINE { F::template write<streams>(row, at); });
       });

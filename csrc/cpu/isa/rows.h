@@ -131,7 +131,7 @@ inline bool starts_line(const T* p) {
 struct Rows {
   template <class F, class T>
   static void reduce(
-      const Pass<T>& p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+      const Pass<T> p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
     reduce_rows<F, T>(
         rows, cols, out, stride,
         [&](int64_t row) SE_FUSED_INLINE { return row_of(p, row, cols); });
@@ -140,7 +140,7 @@ struct Rows {
   // The pivot of a row is the mean of its beginning, which is read again from cache.
   template <class T>
   static void reduce_moments(
-      const Pass<T>& p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+      const Pass<T> p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
     const int64_t beginning = cols < pivot_values ? cols : pivot_values;
     for (int64_t first = 0; first < rows; first += lanes<acc_t<T>>) {
       const int64_t count = rows - first < lanes<acc_t<T>> ? rows - first : lanes<acc_t<T>>;
@@ -153,7 +153,7 @@ struct Rows {
   }
 
   template <class F, class T>
-  static void apply(const Pass<T>& p, int64_t rows, int64_t cols, bool non_temporal) {
+  static void apply(const Pass<T> p, int64_t rows, int64_t cols, bool non_temporal) {
     constexpr int64_t width = lanes<acc_t<T>>;
     const bool aligned = starts_line(p.y) && starts_line(p.y + cols) && starts_line(p.dr);
     with_flag(non_temporal && aligned, [&](auto flag) {

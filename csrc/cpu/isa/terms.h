@@ -25,11 +25,11 @@ struct Row : Channels<Channel> {
   // From an element of the tile, and a byte of its mask, on.
   SE_FUSED_INLINE Row(const Pass<T>& p, const Channels<Channel>& channels, int64_t element, int64_t byte)
       : Channels<Channel>(channels),
-        x(moved(p.x, element)),
-        dy(moved(p.dy, element)),
+        x(p.x + element),
+        dy(p.dy + element),
         residual(moved(p.residual, element)),
         mask(moved(p.mask, byte)),
-        y(moved(p.y, element)),
+        y(p.y + element),
         dr(moved(p.dr, element)),
         new_mask(moved(p.new_mask, byte)) {}
 };
@@ -209,8 +209,9 @@ struct ApplyForward {
 };
 
 // dx = (q · g + grad_mean + [x = maximum] · grad_max) · v' + (x − center) · slope + offset, where g and
-// grad_mean are multiplied by the scale already; dr = q. `tail` allows for the mask and dr.
-template <Act act, class A, bool has_center, bool has_maximum, bool tail>
+// grad_mean are multiplied by the scale already, and for identity the offset is in grad_mean; dr = q.
+// `tail` allows for the mask and dr.
+template <Act act, class A, bool has_center, bool has_slope, bool has_maximum, bool tail>
 struct ApplyBackward {
   static constexpr int unroll = has_center || tail ? 1 : 4;
   template <bool non_temporal, class Row, class Place>
@@ -222,14 +223,12 @@ struct ApplyBackward {
     if (has_mean_gradient || row.grad_mean) dx = dx + row.grad_mean(at);
     if constexpr (has_maximum)
       dx = dx + is_maximum<A>(at(row.x), row.maximum(at)) * row.grad_max(at);
-    if constexpr (has_center) {
-      if (act != Act::identity || row.slope) {
-        const auto centered = at(row.x) - row.center(at);
-        if constexpr (act != Act::identity)
-          dx = dx * each(normalized(row, centered, at), slope_of<act, A>);
-        if (row.slope) dx = dx + centered * row.slope(at);
-        if (row.offset) dx = dx + row.offset(at);
-      }
+    if constexpr (has_slope || (has_center && act != Act::identity)) {
+      const auto centered = at(row.x) - row.center(at);
+      if constexpr (act != Act::identity)
+        dx = dx * each(normalized(row, centered, at), slope_of<act, A>);
+      if constexpr (has_slope) dx = dx + centered * row.slope(at);
+      if constexpr (has_slope && act != Act::identity) dx = dx + row.offset(at);
     }
     store_at<non_temporal>(row.y, at, dx);
   }
