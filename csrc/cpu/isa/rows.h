@@ -1,15 +1,14 @@
 // The passes in contiguous layout: a row is a channel's plane.
 // Included by kernel_set.h only, inside its target region and namespace.
 
-// Vectors added up in plain partial sums, in a few chains; longer rows are sums of such runs.
-constexpr int64_t vectors_in_run = 128;
+// Elements added up in plain partial sums, in a few chains; longer rows are sums of such runs.
+template <class T>
+constexpr int64_t run_length = 128 * lanes<acc_t<T>>;
 
 // A channel's value, for all of its row.
 template <class A>
 struct RowValue {
-  bool there;
   Vec<A> value;
-  explicit operator bool() const { return there; }
   template <class Place>
   Vec<A> operator()(Place) const {
     return value;
@@ -20,7 +19,7 @@ template <class T>
 SE_FUSED_INLINE inline Row<T, RowValue<acc_t<T>>> row_of(const Pass<T>& p, int64_t row, int64_t cols) {
   using A = acc_t<T>;
   const auto value = [row](const A* values) SE_FUSED_INLINE {
-    return RowValue<A>{values != nullptr, broadcast(values ? values[row] : A(0))};
+    return RowValue<A>{broadcast(values[row])};
   };
   return {p, channels_of(p, value), row * cols, row * mask_bytes(cols)};
 }
@@ -76,24 +75,24 @@ SE_FUSED_INLINE inline void reduce_run(int64_t begin, int64_t end, Vec<acc_t<T>>
   }
 }
 
-// The same over a whole row.
-template <class F, int together, class T, class Terms>
+// The same over a whole row, which has several runs if it is long.
+template <class F, int together, bool is_long, class T, class Terms>
 SE_FUSED_INLINE inline void reduce_row(int64_t cols, Vec<acc_t<T>>* out, const Terms& terms) {
-  constexpr int64_t run = vectors_in_run * lanes<acc_t<T>>;
+  if constexpr (!is_long) return reduce_run<F, together, T>(0, cols, out, terms);
   constexpr int count = together * F::count;
-  int64_t start = 0;
-  do {
+  for (int k = 0; k < count; ++k) out[k] = broadcast(start_of<F, acc_t<T>>(k));
+  for (int64_t start = 0; start < cols; start += run_length<T>) {
     Vec<acc_t<T>> next[count];
-    reduce_run<F, together, T>(start, cols - start < run ? cols : start + run, next, terms);
-    for (int k = 0; k < count; ++k) out[k] = start == 0 ? next[k] : combine<F>(k, out[k], next[k]);
-    start += run;
-  } while (start < cols);
+    const int64_t end = cols - start < run_length<T> ? cols : start + run_length<T>;
+    reduce_run<F, together, T>(start, end, next, terms);
+    for (int k = 0; k < count; ++k) out[k] = combine<F>(k, out[k], next[k]);
+  }
 }
 
 // out[k · stride + row] = the term k over `cols` elements of each row; row_at(row) is a Row. The lanes of
 // as many rows as there are lanes are combined together.
-template <class F, class T, class RowAt>
-inline void reduce_rows(
+template <class F, bool is_long, class T, class RowAt>
+SE_FUSED_INLINE inline void reduce_rows(
     int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride, const RowAt& row_at) {
   using A = acc_t<T>;
   constexpr int64_t width = lanes<A>;
@@ -104,7 +103,7 @@ inline void reduce_rows(
     for (int64_t r = 0; r < left; r += together) {
       Vec<A> own[together * count];
       const auto a = row_at(row + r), b = row_at(row + (r + 1 < left ? r + 1 : r));
-      reduce_row<F, together, T>(cols, own, [=](auto at, auto* values) SE_FUSED_INLINE {
+      reduce_row<F, together, is_long, T>(cols, own, [=](auto at, auto* values) SE_FUSED_INLINE {
         F::terms(a, at, values);
         if constexpr (together == 2) F::terms(b, at, values + count);
       });
@@ -131,8 +130,16 @@ inline bool starts_line(const T* p) {
 struct Rows {
   template <class F, class T>
   static void reduce(
+      const Pass<T>& p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+    cols > run_length<T> ? reduce_known<F, true>(p, rows, cols, out, stride)
+                         : reduce_known<F, false>(p, rows, cols, out, stride);
+  }
+
+  // Arguments are copies, which no store may change.
+  template <class F, bool is_long, class T>
+  static void reduce_known(
       const Pass<T> p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
-    reduce_rows<F, T>(
+    reduce_rows<F, is_long, T>(
         rows, cols, out, stride,
         [&](int64_t row) SE_FUSED_INLINE { return row_of(p, row, cols); });
   }
@@ -141,37 +148,40 @@ struct Rows {
   template <class T>
   static void reduce_moments(
       const Pass<T> p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+    constexpr int64_t width = lanes<acc_t<T>>;
     const int64_t beginning = cols < pivot_values ? cols : pivot_values;
-    for (int64_t first = 0; first < rows; first += lanes<acc_t<T>>) {
-      const int64_t count = rows - first < lanes<acc_t<T>> ? rows - first : lanes<acc_t<T>>;
+    for (int64_t first = 0; first < rows; first += width) {
+      const int64_t count = rows - first < width ? rows - first : width;
       const auto row_at = [&](int64_t row) SE_FUSED_INLINE { return row_of(p, first + row, cols); };
       acc_t<T>* pivot = p.pivot + first;
-      reduce_rows<Values, T>(count, beginning, pivot, 0, row_at);
+      reduce_rows<Values, false, T>(count, beginning, pivot, 0, row_at);
       for (int64_t r = 0; r < count; ++r) pivot[r] /= static_cast<acc_t<T>>(beginning);
-      reduce_rows<Moments, T>(count, cols, out + first, stride, row_at);
+      reduce_rows<Moments, true, T>(count, cols, out + first, stride, row_at);
     }
   }
 
   template <class F, class T>
-  static void apply(const Pass<T> p, int64_t rows, int64_t cols, bool non_temporal) {
-    constexpr int64_t width = lanes<acc_t<T>>;
+  static void apply(const Pass<T>& p, int64_t rows, int64_t cols, bool non_temporal) {
     const bool aligned = starts_line(p.y) && starts_line(p.y + cols) && starts_line(p.dr);
-    with_flag(non_temporal && aligned, [&](auto flag) {
-      constexpr bool streams = decltype(flag)::value;
-      for (int64_t r = 0; r < rows; ++r) {
-        const auto write = [row = row_of(p, r, cols)](auto at) SE_FUSED_INLINE {
-          F::template write<streams>(row, at);
-        };
-        int64_t i = 0;
-        if constexpr (std::is_same_v<T, bf16>)
-          for (; i + 2 * width <= cols; i += 2 * width) write(FullPair{i});
-        else if constexpr (F::unroll > 1)
-          for (; i + F::unroll * width <= cols; i += F::unroll * width)
-            for (int k = 0; k < F::unroll; ++k) write(Full{i + k * width});
-        for (; i + width <= cols; i += width) write(Full{i});
-        for_rest<acc_t<T>>(0, i, cols, write);
-      }
-      if (streams) finish_streaming();
-    });
+    non_temporal && aligned ? write<F, true>(p, rows, cols) : write<F, false>(p, rows, cols);
+  }
+
+  template <class F, bool non_temporal, class T>
+  static void write(const Pass<T> p, int64_t rows, int64_t cols) {
+    constexpr int64_t width = lanes<acc_t<T>>;
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto write = [row = row_of(p, r, cols)](auto at) SE_FUSED_INLINE {
+        F::template write<non_temporal>(row, at);
+      };
+      int64_t i = 0;
+      if constexpr (std::is_same_v<T, bf16>)
+        for (; i + 2 * width <= cols; i += 2 * width) write(FullPair{i});
+      else if constexpr (F::unroll > 1)
+        for (; i + F::unroll * width <= cols; i += F::unroll * width)
+          for (int k = 0; k < F::unroll; ++k) write(Full{i + k * width});
+      for (; i + width <= cols; i += width) write(Full{i});
+      for_rest<acc_t<T>>(0, i, cols, write);
+    }
+    if (non_temporal) finish_streaming();
   }
 };

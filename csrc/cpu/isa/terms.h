@@ -3,14 +3,16 @@
 // Included by kernel_set.h only, inside its target region and namespace.
 
 // What is known of the channels of one row: `Channel` is a value for all of the row (contiguous), or an
-// array along it (channels_last). At a place it gives a vector; as a bool, whether it is there.
+// array along it (channels_last). At a place it gives a vector. Those that are absent are never read, but
+// grad_mean, which then is g.
 template <class Channel>
 struct Channels {
   Channel center, scale, shift, g, grad_mean, maximum, grad_max, slope, offset, pivot;
 };
 template <class T, class Make>
 SE_FUSED_INLINE inline auto channels_of(const Pass<T>& p, Make make) -> Channels<decltype(make(p.g))> {
-  return {make(p.center), make(p.scale), make(p.shift), make(p.g), make(p.grad_mean),
+  return {make(p.center), make(p.scale), make(p.shift), make(p.g),
+          make(p.grad_mean ? p.grad_mean : p.g),
           make(p.maximum), make(p.grad_max), make(p.slope), make(p.offset), make(p.pivot)};
 }
 
@@ -21,6 +23,7 @@ struct Row : Channels<Channel> {
   const uint8_t* mask;
   T *y, *dr;
   uint8_t* new_mask;
+  bool has_mean_gradient;
 
   // From an element of the tile, and a byte of its mask, on.
   SE_FUSED_INLINE Row(const Pass<T>& p, const Channels<Channel>& channels, int64_t element, int64_t byte)
@@ -31,7 +34,8 @@ struct Row : Channels<Channel> {
         mask(moved(p.mask, byte)),
         y(p.y + element),
         dr(moved(p.dr, element)),
-        new_mask(moved(p.new_mask, byte)) {}
+        new_mask(moved(p.new_mask, byte)),
+        has_mean_gradient(p.grad_mean != nullptr) {}
 };
 
 // Activations as vectors, known at compile time
@@ -219,8 +223,8 @@ struct ApplyBackward {
     auto q = masked_dy<tail>(row, at);
     if (tail && row.dr) store_at<non_temporal>(row.dr, at, q);
     auto dx = q * row.g(at);
-    constexpr bool has_mean_gradient = !has_center && !has_maximum && !tail;  // else Rescale
-    if (has_mean_gradient || row.grad_mean) dx = dx + row.grad_mean(at);
+    constexpr bool is_plain = !has_center && !has_maximum && !tail;  // without a grad_mean Rescale
+    if (is_plain || row.has_mean_gradient) dx = dx + row.grad_mean(at);
     if constexpr (has_maximum)
       dx = dx + is_maximum<A>(at(row.x), row.maximum(at)) * row.grad_max(at);
     if constexpr (has_slope || (has_center && act != Act::identity)) {
