@@ -22,86 +22,91 @@ inline int64_t rows_to_fold(int64_t cols, int64_t width, bool has_mask) {
 template <class A>
 struct ColumnValues {
   const A* values;
-  explicit operator bool() const { return values != nullptr; }
   template <class Place>
   Vec<A> operator()(Place at) const {
     return at(values);
   }
 };
 
-// A tile whose rows are read `fold` at a time.
-template <class T>
-class Folded {
-  using A = acc_t<T>;
-
+// The channels' values once more for each row of a fold.
+template <class A>
+class FoldedChannels {
  public:
-  Folded(const Pass<T>& p, int64_t rows, int64_t cols)
-      : fold(rows_to_fold(cols, lanes<A>, p.mask || p.new_mask)),
-        length(fold * cols),
-        pass_(p),
-        elements_(rows * cols),
-        mask_row_(mask_bytes(cols)),
-        channels_(channels_of(p, [&](const A* values) {
-          return ColumnValues<A>{values && fold > 1 ? repeated(values, cols) : values};
-        })) {}
-
-  // body(row, columns) for every row of a fold.
-  template <class Body>
-  void for_rows(Body body) const {
-    int64_t byte = 0;
-    const int64_t bytes = fold == 1 ? mask_row_ : length / 8;
-    for (int64_t start = 0; start < elements_; start += length, byte += bytes) {
-      const Row<T, ColumnValues<A>> row(pass_, channels_, start, byte);
-      body(row, elements_ - start < length ? elements_ - start : length);
-    }
+  template <class T>
+  FoldedChannels(Pass<T>& p, int64_t cols, int64_t fold) {
+    if (fold == 1) return;
+    for (const A** values : {&p.center, &p.scale, &p.shift, &p.g, &p.grad_mean, &p.maximum,
+                             &p.grad_max, &p.slope, &p.offset})
+      if (*values) *values = repeated(*values, cols, fold);
+    if (p.pivot) p.pivot = repeated(p.pivot, cols, fold);
   }
 
-  const int64_t fold, length;
-
  private:
-  // The values once more for each row of a fold.
-  const A* repeated(const A* values, int64_t cols) {
+  A* repeated(const A* values, int64_t cols, int64_t fold) {
     A* to = buffers_[used_++];
-    for (int64_t i = 0; i < length; i += cols)
-      for (int64_t c = 0; c < cols; ++c) to[i + c] = values[c];
+    for (int64_t k = 0; k < fold; ++k)
+      for (int64_t c = 0; c < cols; ++c) to[k * cols + c] = values[c];
     return to;
   }
 
-  const Pass<T>& pass_;
-  int64_t elements_, mask_row_;
   int used_ = 0;
   A buffers_[sizeof(Channels<char>)][strip];
-  Channels<ColumnValues<A>> channels_;
 };
+
+template <class T>
+SE_FUSED_INLINE inline Row<T, ColumnValues<acc_t<T>>> row_at(
+    const Pass<T>& p, int64_t element, int64_t byte) {
+  using A = acc_t<T>;
+  const auto value = [](const A* values) SE_FUSED_INLINE { return ColumnValues<A>{values}; };
+  return {p, channels_of(p, value), element, byte};
+}
 
 struct Columns {
   // out[k · stride + c] = the term k over the rows.
   template <class F, class T>
   static void reduce(
-      const Pass<T>& p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+      Pass<T> p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+    using A = acc_t<T>;
+    const int64_t fold = rows_to_fold(cols, lanes<A>, p.mask), length = fold * cols;
+    const FoldedChannels<A> channels(p, cols, fold);
+    A results[F::count][strip];
+    for (int64_t first = 0; first < length; first += strip) {
+      const int64_t size = length - first < strip ? length - first : strip;
+      reduce_strip<F>(p, rows * cols, cols, length, first, size, results);
+      for (int k = 0; k < F::count; ++k)
+        for (int64_t c = 0; c < (fold == 1 ? size : cols); ++c) {
+          A result = results[k][c];
+          for (int64_t i = c + cols; i < (fold == 1 ? 0 : size); i += cols)
+            result = combine<F>(k, broadcast(result), broadcast(results[k][i]))[0];
+          out[k * stride + first + c] = result;
+        }
+    }
+  }
+
+  // The columns [first, first + size) of rows of `length` elements.
+  template <class F, class T>
+  static void reduce_strip(
+      const Pass<T> p, int64_t elements, int64_t cols, int64_t length, int64_t first,
+      int64_t size, acc_t<T> (*results)[strip]) {
     using A = acc_t<T>;
     constexpr int64_t width = lanes<A>;
     constexpr int count = F::count;
-    const Folded<T> folded(p, rows, cols);
-    for (int64_t first = 0; first < folded.length; first += strip) {
-      const int64_t size = folded.length - first < strip ? folded.length - first : strip;
-      A total[count][strip + width], run[count][strip + width];
-      const auto clear = [&](auto& results) {
-        for (int k = 0; k < count; ++k)
-          for (int64_t i = 0; i < size + width; ++i) results[k][i] = start_of<F, A>(k);
-      };
-      const auto flush = [&] {
-        for (int k = 0; k < count; ++k)
-          for (int64_t i = 0; i < size; i += width)
-            store(total[k] + i, combine<F>(k, load(total[k] + i), load(run[k] + i)));
-      };
-      clear(total);
+    const int64_t bytes = length == cols ? mask_bytes(cols) : length / 8;
+    A total[count][strip + width], run[count][strip + width];
+    const auto clear = [&](auto& of) SE_FUSED_INLINE {
+      for (int k = 0; k < count; ++k)
+        for (int64_t i = 0; i < size; i += width) store(of[k] + i, broadcast(start_of<F, A>(k)));
+    };
+    clear(total);
+    for (int64_t start = 0, byte = 0; start < elements;) {
+      const int64_t run_length = run_rows * length;
+      const int64_t stop = elements - start < run_length ? elements : start + run_length;
       clear(run);
-      int64_t rows_in_run = 0;
       // One row at a time: reading two at once halves the speed of a map that is not in cache.
-      folded.for_rows([&](const auto& row, int64_t columns) {
+      for (; start < stop; start += length, byte += bytes) {
+        const int64_t columns = elements - start < length ? elements - start : length;
         const int64_t end = columns < first + size ? columns : first + size;
-        for_vectors<A>(first, end, [&, row](auto at) {
+        for_vectors<A>(first, end, [&, row = row_at(p, start, byte)](auto at) SE_FUSED_INLINE {
           Vec<A> values[count];
           F::terms(row, at, values);
           for (int k = 0; k < count; ++k) {
@@ -109,41 +114,40 @@ struct Columns {
             store(result, combine<F>(k, load(result), only_new<F, A>(k, at, values[k])));
           }
         });
-        if (++rows_in_run == run_rows) {
-          flush();
-          clear(run);
-          rows_in_run = 0;
-        }
-      });
-      flush();
+      }
       for (int k = 0; k < count; ++k)
-        for (int64_t c = 0; c < (folded.fold == 1 ? size : cols); ++c) {
-          A result = total[k][c];
-          for (int64_t i = c + cols; i < (folded.fold == 1 ? 0 : size); i += cols)
-            result = combine<F>(k, broadcast(result), broadcast(total[k][i]))[0];
-          out[k * stride + first + c] = result;
-        }
+        for (int64_t i = 0; i < size; i += width)
+          store(total[k] + i, combine<F>(k, load(total[k] + i), load(run[k] + i)));
     }
+    for (int k = 0; k < count; ++k) __builtin_memcpy(results[k], total[k], size * sizeof(A));
   }
 
   template <class T>
   static void reduce_moments(
-      const Pass<T>& p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+      const Pass<T> p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
     reduce<Moments>(p, rows, cols, out, stride);
   }
 
   template <class F, class T>
-  static void apply(const Pass<T>& p, int64_t rows, int64_t cols, bool non_temporal) {
-    const Folded<T> folded(p, rows, cols);
-    const bool aligned = streamable(p.y) && streamable(p.dr) &&
-        folded.length % lanes<acc_t<T>> == 0;
-    with_flag(non_temporal && aligned, [&](auto flag) {
-      constexpr bool streams = decltype(flag)::value;
-      folded.for_rows([](const auto& row, int64_t columns) {
-        for_vectors<acc_t<T>>(
-            0, columns, [row](auto at) { F::template write<streams>(row, at); });
-      });
-      if (streams) finish_streaming();
-    });
+  static void apply(Pass<T> p, int64_t rows, int64_t cols, bool non_temporal) {
+    using A = acc_t<T>;
+    const int64_t fold = rows_to_fold(cols, lanes<A>, p.mask || p.new_mask);
+    const FoldedChannels<A> channels(p, cols, fold);
+    const bool aligned = streamable(p.y) && streamable(p.dr) && fold * cols % lanes<A> == 0;
+    non_temporal && aligned ? write<F, true>(p, rows * cols, cols, fold * cols)
+                            : write<F, false>(p, rows * cols, cols, fold * cols);
+  }
+
+  template <class F, bool non_temporal, class T>
+  static void write(const Pass<T> p, int64_t elements, int64_t cols, int64_t length) {
+    const int64_t bytes = length == cols ? mask_bytes(cols) : length / 8;
+    for (int64_t start = 0, byte = 0; start < elements; start += length, byte += bytes) {
+      const int64_t columns = elements - start < length ? elements - start : length;
+      for_vectors<acc_t<T>>(
+          0, columns, [row = row_at(p, start, byte)](auto at) SE_FUSED_INLINE {
+            F::template write<non_temporal>(row, at);
+          });
+    }
+    if (non_temporal) finish_streaming();
   }
 };

@@ -2,6 +2,12 @@
 // namespace), SE_FUSED_VECTOR_BYTES and, before and after, the compiler's target region. Everything
 // here is in an anonymous namespace: no function built for one set can be linked into another.
 
+// The formulas of a pass must be inlined into its loops: what they do not read of a row is then never
+// computed.
+#ifndef SE_FUSED_INLINE
+#define SE_FUSED_INLINE __attribute__((always_inline))
+#endif
+
 namespace se_fused::cpu::SE_FUSED_CAPABILITY {
 namespace {
 
@@ -83,8 +89,11 @@ void apply_backward(const Pass<T>& p, int64_t rows, int64_t cols, bool non_tempo
   using A = acc_t<T>;
   if (p.center)
     return with_norm_act(p.act, [&](auto act) {
-      Layout::template apply<ApplyBackward<decltype(act)::value, A, true, false, true>>(
-          p, rows, cols, non_temporal);
+      with_flag(p.slope, [&](auto slope) {
+        Layout::template apply<ApplyBackward<
+            decltype(act)::value, A, true, decltype(slope)::value, false, true>>(
+            p, rows, cols, non_temporal);
+      });
     });
   const bool tail = p.mask || p.dr;
   if (!p.maximum && !tail && !p.grad_mean)
@@ -92,7 +101,7 @@ void apply_backward(const Pass<T>& p, int64_t rows, int64_t cols, bool non_tempo
   with_flag(p.maximum, [&](auto maximum) {
     with_flag(tail, [&](auto tail) {
       Layout::template apply<ApplyBackward<
-          Act::identity, A, false, decltype(maximum)::value, decltype(tail)::value>>(
+          Act::identity, A, false, false, decltype(maximum)::value, decltype(tail)::value>>(
           p, rows, cols, non_temporal);
     });
   });

@@ -1,15 +1,14 @@
 // The passes in contiguous layout: a row is a channel's plane.
 // Included by kernel_set.h only, inside its target region and namespace.
 
-// Vectors added up in plain partial sums, in a few chains; longer rows are sums of such runs.
-constexpr int64_t vectors_in_run = 128;
+// Elements added up in plain partial sums, in a few chains; longer rows are sums of such runs.
+template <class T>
+constexpr int64_t run_length = 128 * lanes<acc_t<T>>;
 
 // A channel's value, for all of its row.
 template <class A>
 struct RowValue {
-  bool there;
   Vec<A> value;
-  explicit operator bool() const { return there; }
   template <class Place>
   Vec<A> operator()(Place) const {
     return value;
@@ -17,10 +16,10 @@ struct RowValue {
 };
 
 template <class T>
-inline Row<T, RowValue<acc_t<T>>> row_of(const Pass<T>& p, int64_t row, int64_t cols) {
+SE_FUSED_INLINE inline Row<T, RowValue<acc_t<T>>> row_of(const Pass<T>& p, int64_t row, int64_t cols) {
   using A = acc_t<T>;
-  const auto value = [row](const A* values) {
-    return RowValue<A>{values != nullptr, broadcast(values ? values[row] : A(0))};
+  const auto value = [row](const A* values) SE_FUSED_INLINE {
+    return RowValue<A>{broadcast(values[row])};
   };
   return {p, channels_of(p, value), row * cols, row * mask_bytes(cols)};
 }
@@ -28,7 +27,7 @@ inline Row<T, RowValue<acc_t<T>>> row_of(const Pass<T>& p, int64_t row, int64_t 
 // out[k] = per lane, the term k over [begin, end) of a row, or of `together` rows one after the other;
 // terms(place, vectors) fills them.
 template <class F, int together, class T, class Terms>
-inline void reduce_run(int64_t begin, int64_t end, Vec<acc_t<T>>* out, const Terms& terms) {
+SE_FUSED_INLINE inline void reduce_run(int64_t begin, int64_t end, Vec<acc_t<T>>* out, const Terms& terms) {
   using A = acc_t<T>;
   constexpr int64_t width = lanes<A>;
   constexpr int count = together * F::count, chains = together == 2 ? 1 : F::chains;
@@ -36,11 +35,11 @@ inline void reduce_run(int64_t begin, int64_t end, Vec<acc_t<T>>* out, const Ter
   Vec<A> result[chains][count];
   for (int c = 0; c < chains; ++c)
     for (int k = 0; k < count; ++k) result[c][k] = broadcast(start_of<F, A>(k));
-  const auto add = [&](int chain, const Vec<A>* values) {
+  const auto add = [&](int chain, const Vec<A>* values) SE_FUSED_INLINE {
     for (int k = 0; k < count; ++k)
       result[chain % chains][k] = combine<F>(k, result[chain % chains][k], values[k]);
   };
-  const auto add_at = [&](int chain, auto at) {
+  const auto add_at = [&](int chain, auto at) SE_FUSED_INLINE {
     Vec<A> values[count];
     terms(at, values);
     for (int k = 0; k < count; ++k) values[k] = only_new<F, A>(k, at, values[k]);
@@ -64,7 +63,7 @@ inline void reduce_run(int64_t begin, int64_t end, Vec<acc_t<T>>* out, const Ter
     }
   }
   for (; i + width <= end; i += width) add_at(0, Full{i});
-  for_rest<A>(begin, i, end, [&](auto at) { add_at(1, at); });
+  for_rest<A>(begin, i, end, [&](auto at) SE_FUSED_INLINE { add_at(1, at); });
   for (int k = 0; k < count; ++k) {
     if constexpr (chains == 4)
       out[k] = combine<F>(
@@ -76,55 +75,47 @@ inline void reduce_run(int64_t begin, int64_t end, Vec<acc_t<T>>* out, const Ter
   }
 }
 
-// The same over a whole row.
-template <class F, int together, class T, class Terms>
-inline void reduce_row(int64_t cols, Vec<acc_t<T>>* out, const Terms& terms) {
-  constexpr int64_t run = vectors_in_run * lanes<acc_t<T>>;
+// The same over a whole row, which has several runs if it is long.
+template <class F, int together, bool is_long, class T, class Terms>
+SE_FUSED_INLINE inline void reduce_row(int64_t cols, Vec<acc_t<T>>* out, const Terms& terms) {
+  if constexpr (!is_long) return reduce_run<F, together, T>(0, cols, out, terms);
   constexpr int count = together * F::count;
-  reduce_run<F, together, T>(0, cols < run ? cols : run, out, terms);
-  for (int64_t start = run; start < cols; start += run) {
+  for (int k = 0; k < count; ++k) out[k] = broadcast(start_of<F, acc_t<T>>(k));
+  for (int64_t start = 0; start < cols; start += run_length<T>) {
     Vec<acc_t<T>> next[count];
-    reduce_run<F, together, T>(start, cols - start < run ? cols : start + run, next, terms);
+    const int64_t end = cols - start < run_length<T> ? cols : start + run_length<T>;
+    reduce_run<F, together, T>(start, end, next, terms);
     for (int k = 0; k < count; ++k) out[k] = combine<F>(k, out[k], next[k]);
   }
 }
 
 // out[k · stride + row] = the term k over `cols` elements of each row; row_at(row) is a Row. The lanes of
 // as many rows as there are lanes are combined together.
-template <class F, class T, class RowAt>
-inline void reduce_rows(
+template <class F, bool is_long, class T, class RowAt>
+SE_FUSED_INLINE inline void reduce_rows(
     int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride, const RowAt& row_at) {
   using A = acc_t<T>;
   constexpr int64_t width = lanes<A>;
   constexpr int count = F::count, together = F::together;
-  int64_t row = 0;
-  for (; row + width <= rows; row += width) {
+  for (int64_t row = 0; row < rows; row += width) {
+    const int64_t left = rows - row < width ? rows - row : width;
     Vec<A> results[count][width];
-    for (int64_t r = 0; r < width; r += together) {
+    for (int64_t r = 0; r < left; r += together) {
       Vec<A> own[together * count];
-      if constexpr (together == 2)
-        reduce_row<F, 2, T>(
-            cols, own, [a = row_at(row + r), b = row_at(row + r + 1)](auto at, auto* values) {
-              F::terms(a, at, values);
-              F::terms(b, at, values + count);
-            });
-      else
-        reduce_row<F, 1, T>(
-            cols, own, [a = row_at(row + r)](auto at, auto* values) { F::terms(a, at, values); });
+      const auto a = row_at(row + r), b = row_at(row + (r + 1 < left ? r + 1 : r));
+      reduce_row<F, together, is_long, T>(cols, own, [=](auto at, auto* values) SE_FUSED_INLINE {
+        F::terms(a, at, values);
+        if constexpr (together == 2) F::terms(b, at, values + count);
+      });
       for (int i = 0; i < together * count; ++i) results[i % count][r + i / count] = own[i];
     }
-    for (int k = 0; k < count; ++k)
-      store(out + k * stride + row, combine_lanes_of_each<A>(results[k], [k](Vec<A> a, Vec<A> b) {
-              return combine<F>(k, a, b);
-            }));
-  }
-  for (; row < rows; ++row) {
-    Vec<A> own[count];
-    reduce_row<F, 1, T>(
-        cols, own, [a = row_at(row)](auto at, auto* values) { F::terms(a, at, values); });
     for (int k = 0; k < count; ++k) {
-      const bool is_maximum = F::with_maximum && k == count - 1;
-      out[k * stride + row] = is_maximum ? largest_lane(own[k]) : sum_lanes(own[k]);
+      const Vec<A> of_rows = combine_lanes_of_each<A>(
+          results[k], [k](Vec<A> a, Vec<A> b) { return combine<F>(k, a, b); });
+      if (left == width)
+        store(out + k * stride + row, of_rows);
+      else
+        store_part(out + k * stride + row, of_rows, left);
     }
   }
 }
@@ -140,45 +131,57 @@ struct Rows {
   template <class F, class T>
   static void reduce(
       const Pass<T>& p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
-    reduce_rows<F, T>(
-        rows, cols, out, stride, [&](int64_t row) { return row_of(p, row, cols); });
+    cols > run_length<T> ? reduce_known<F, true>(p, rows, cols, out, stride)
+                         : reduce_known<F, false>(p, rows, cols, out, stride);
+  }
+
+  // Arguments are copies, which no store may change.
+  template <class F, bool is_long, class T>
+  static void reduce_known(
+      const Pass<T> p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+    reduce_rows<F, is_long, T>(
+        rows, cols, out, stride,
+        [&](int64_t row) SE_FUSED_INLINE { return row_of(p, row, cols); });
   }
 
   // The pivot of a row is the mean of its beginning, which is read again from cache.
   template <class T>
   static void reduce_moments(
-      const Pass<T>& p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+      const Pass<T> p, int64_t rows, int64_t cols, acc_t<T>* out, int64_t stride) {
+    constexpr int64_t width = lanes<acc_t<T>>;
     const int64_t beginning = cols < pivot_values ? cols : pivot_values;
-    for (int64_t first = 0; first < rows; first += lanes<acc_t<T>>) {
-      const int64_t count = rows - first < lanes<acc_t<T>> ? rows - first : lanes<acc_t<T>>;
-      const auto row_at = [&](int64_t row) { return row_of(p, first + row, cols); };
+    for (int64_t first = 0; first < rows; first += width) {
+      const int64_t count = rows - first < width ? rows - first : width;
+      const auto row_at = [&](int64_t row) SE_FUSED_INLINE { return row_of(p, first + row, cols); };
       acc_t<T>* pivot = p.pivot + first;
-      reduce_rows<Values, T>(count, beginning, pivot, 0, row_at);
+      reduce_rows<Values, false, T>(count, beginning, pivot, 0, row_at);
       for (int64_t r = 0; r < count; ++r) pivot[r] /= static_cast<acc_t<T>>(beginning);
-      reduce_rows<Moments, T>(count, cols, out + first, stride, row_at);
+      reduce_rows<Moments, true, T>(count, cols, out + first, stride, row_at);
     }
   }
 
   template <class F, class T>
   static void apply(const Pass<T>& p, int64_t rows, int64_t cols, bool non_temporal) {
-    constexpr int64_t width = lanes<acc_t<T>>;
     const bool aligned = starts_line(p.y) && starts_line(p.y + cols) && starts_line(p.dr);
-    with_flag(non_temporal && aligned, [&](auto flag) {
-      constexpr bool streams = decltype(flag)::value;
-      for (int64_t r = 0; r < rows; ++r) {
-        const auto write = [row = row_of(p, r, cols)](auto at) {
-          F::template write<streams>(row, at);
-        };
-        int64_t i = 0;
-        if constexpr (std::is_same_v<T, bf16>)
-          for (; i + 2 * width <= cols; i += 2 * width) write(FullPair{i});
-        else if constexpr (F::unroll > 1)
-          for (; i + F::unroll * width <= cols; i += F::unroll * width)
-            for (int k = 0; k < F::unroll; ++k) write(Full{i + k * width});
-        for (; i + width <= cols; i += width) write(Full{i});
-        for_rest<acc_t<T>>(0, i, cols, write);
-      }
-      if (streams) finish_streaming();
-    });
+    non_temporal && aligned ? write<F, true>(p, rows, cols) : write<F, false>(p, rows, cols);
+  }
+
+  template <class F, bool non_temporal, class T>
+  static void write(const Pass<T> p, int64_t rows, int64_t cols) {
+    constexpr int64_t width = lanes<acc_t<T>>;
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto write = [row = row_of(p, r, cols)](auto at) SE_FUSED_INLINE {
+        F::template write<non_temporal>(row, at);
+      };
+      int64_t i = 0;
+      if constexpr (std::is_same_v<T, bf16>)
+        for (; i + 2 * width <= cols; i += 2 * width) write(FullPair{i});
+      else if constexpr (F::unroll > 1)
+        for (; i + F::unroll * width <= cols; i += F::unroll * width)
+          for (int k = 0; k < F::unroll; ++k) write(Full{i + k * width});
+      for (; i + width <= cols; i += width) write(Full{i});
+      for_rest<acc_t<T>>(0, i, cols, write);
+    }
+    if (non_temporal) finish_streaming();
   }
 };

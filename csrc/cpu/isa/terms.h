@@ -3,14 +3,16 @@
 // Included by kernel_set.h only, inside its target region and namespace.
 
 // What is known of the channels of one row: `Channel` is a value for all of the row (contiguous), or an
-// array along it (channels_last). At a place it gives a vector; as a bool, whether it is there.
+// array along it (channels_last). At a place it gives a vector. Those that are absent are never read, but
+// grad_mean, which then is g.
 template <class Channel>
 struct Channels {
   Channel center, scale, shift, g, grad_mean, maximum, grad_max, slope, offset, pivot;
 };
 template <class T, class Make>
-inline auto channels_of(const Pass<T>& p, Make make) -> Channels<decltype(make(p.g))> {
-  return {make(p.center), make(p.scale), make(p.shift), make(p.g), make(p.grad_mean),
+SE_FUSED_INLINE inline auto channels_of(const Pass<T>& p, Make make) -> Channels<decltype(make(p.g))> {
+  return {make(p.center), make(p.scale), make(p.shift), make(p.g),
+          make(p.grad_mean ? p.grad_mean : p.g),
           make(p.maximum), make(p.grad_max), make(p.slope), make(p.offset), make(p.pivot)};
 }
 
@@ -21,17 +23,19 @@ struct Row : Channels<Channel> {
   const uint8_t* mask;
   T *y, *dr;
   uint8_t* new_mask;
+  bool has_mean_gradient;
 
   // From an element of the tile, and a byte of its mask, on.
-  Row(const Pass<T>& p, const Channels<Channel>& channels, int64_t element, int64_t byte)
+  SE_FUSED_INLINE Row(const Pass<T>& p, const Channels<Channel>& channels, int64_t element, int64_t byte)
       : Channels<Channel>(channels),
-        x(moved(p.x, element)),
-        dy(moved(p.dy, element)),
+        x(p.x + element),
+        dy(p.dy + element),
         residual(moved(p.residual, element)),
         mask(moved(p.mask, byte)),
-        y(moved(p.y, element)),
+        y(p.y + element),
         dr(moved(p.dr, element)),
-        new_mask(moved(p.new_mask, byte)) {}
+        new_mask(moved(p.new_mask, byte)),
+        has_mean_gradient(p.grad_mean != nullptr) {}
 };
 
 // Activations as vectors, known at compile time
@@ -64,13 +68,13 @@ inline void with_norm_act(Act act, Body body) {
 
 // u
 template <class Row, class V, class Place>
-inline V normalized(const Row& row, V centered, Place at) {
+SE_FUSED_INLINE inline V normalized(const Row& row, V centered, Place at) {
   return centered * row.scale(at) + row.shift(at);
 }
 
 // q
 template <bool masks, class Row, class Place>
-inline auto masked_dy(const Row& row, Place at) {
+SE_FUSED_INLINE inline auto masked_dy(const Row& row, Place at) {
   auto q = at(row.dy);
   if (masks && row.mask) q = masked(row.mask, at, q);
   return q;
@@ -78,7 +82,7 @@ inline auto masked_dy(const Row& row, Place at) {
 
 // [x = maximum]
 template <class A, class V>
-inline V is_maximum(V x, Vec<A> maximum) {
+SE_FUSED_INLINE inline V is_maximum(V x, Vec<A> maximum) {
   return each(x, [=](Vec<A> x) { return x == maximum ? Vec<A>{} + 1 : Vec<A>{}; });
 }
 
@@ -92,7 +96,7 @@ struct Reduction {
 };
 
 template <class F, class V>
-inline V combine(int k, V a, V b) {
+SE_FUSED_INLINE inline V combine(int k, V a, V b) {
   return F::with_maximum && k % F::count == F::count - 1 ? larger(a, b) : a + b;
 }
 template <class F, class A>
@@ -101,7 +105,7 @@ constexpr A start_of(int k) {
 }
 // A vector of the term k without what does not belong to the result.
 template <class F, class A, class Place>
-inline Vec<A> only_new(int k, Place at, Vec<A> v) {
+SE_FUSED_INLINE inline Vec<A> only_new(int k, Place at, Vec<A> v) {
   return F::with_maximum && k % F::count == F::count - 1
       ? fill_tail<A>(at, v, start_of<F, A>(k))
       : mask_tail<A>(at, v);
@@ -110,21 +114,21 @@ inline Vec<A> only_new(int k, Place at, Vec<A> v) {
 // [x]
 struct Values : Reduction<1, 4> {
   template <class Row, class Place, class V>
-  static void terms(const Row& row, Place at, V* term) {
+  SE_FUSED_INLINE static void terms(const Row& row, Place at, V* term) {
     term[0] = at(row.x);
   }
 };
 // [x, x]
 struct ValuesAndMaximum : Reduction<2, 4, 1, true> {
   template <class Row, class Place, class V>
-  static void terms(const Row& row, Place at, V* term) {
+  SE_FUSED_INLINE static void terms(const Row& row, Place at, V* term) {
     term[0] = term[1] = at(row.x);
   }
 };
 // [x − pivot, (x − pivot)²]
 struct Moments : Reduction<2, 2, 2> {
   template <class Row, class Place, class V>
-  static void terms(const Row& row, Place at, V* term) {
+  SE_FUSED_INLINE static void terms(const Row& row, Place at, V* term) {
     term[0] = at(row.x) - row.pivot(at);
     term[1] = term[0] * term[0];
   }
@@ -133,7 +137,7 @@ struct Moments : Reduction<2, 2, 2> {
 template <Act act, class A>
 struct NormValues : Reduction<1, 2> {
   template <class Row, class Place, class V>
-  static void terms(const Row& row, Place at, V* term) {
+  SE_FUSED_INLINE static void terms(const Row& row, Place at, V* term) {
     term[0] = each(normalized(row, at(row.x) - row.center(at), at), activated<act, A>);
   }
 };
@@ -141,7 +145,7 @@ struct NormValues : Reduction<1, 2> {
 template <bool masks>
 struct Products : Reduction<1, 4> {
   template <class Row, class Place, class V>
-  static void terms(const Row& row, Place at, V* term) {
+  SE_FUSED_INLINE static void terms(const Row& row, Place at, V* term) {
     term[0] = masked_dy<masks>(row, at) * at(row.x);
   }
 };
@@ -149,7 +153,7 @@ struct Products : Reduction<1, 4> {
 template <class A>
 struct ProductsAndTies : Reduction<2, 4> {
   template <class Row, class Place, class V>
-  static void terms(const Row& row, Place at, V* term) {
+  SE_FUSED_INLINE static void terms(const Row& row, Place at, V* term) {
     const V x = at(row.x);
     term[0] = masked_dy<true>(row, at) * x;
     term[1] = is_maximum<A>(x, row.maximum(at));
@@ -159,7 +163,7 @@ struct ProductsAndTies : Reduction<2, 4> {
 template <class T>
 struct NormProducts : Reduction<2, 2, std::is_same_v<T, bf16> ? 1 : 2> {
   template <class Row, class Place, class V>
-  static void terms(const Row& row, Place at, V* term) {
+  SE_FUSED_INLINE static void terms(const Row& row, Place at, V* term) {
     term[0] = masked_dy<true>(row, at);
     term[1] = term[0] * (at(row.x) - row.center(at));
   }
@@ -168,7 +172,7 @@ struct NormProducts : Reduction<2, 2, std::is_same_v<T, bf16> ? 1 : 2> {
 template <Act act, class A>
 struct ActivatedProducts : Reduction<5, 1> {
   template <class Row, class Place, class V>
-  static void terms(const Row& row, Place at, V* term) {
+  SE_FUSED_INLINE static void terms(const Row& row, Place at, V* term) {
     const V q = masked_dy<true>(row, at), centered = at(row.x) - row.center(at);
     const V u = normalized(row, centered, at), slope = each(u, slope_of<act, A>);
     term[0] = q * slope;
@@ -185,7 +189,7 @@ struct ActivatedProducts : Reduction<5, 1> {
 struct Rescale {
   static constexpr int unroll = 4;
   template <bool non_temporal, class Row, class Place>
-  static void write(const Row& row, Place at) {
+  SE_FUSED_INLINE static void write(const Row& row, Place at) {
     store_at<non_temporal>(row.y, at, at(row.dy) * row.g(at));
   }
 };
@@ -195,7 +199,7 @@ template <Act act, class A, bool has_center, bool tail>
 struct ApplyForward {
   static constexpr int unroll = has_center || tail ? 1 : 4;
   template <bool non_temporal, class Row, class Place>
-  static void write(const Row& row, Place at) {
+  SE_FUSED_INLINE static void write(const Row& row, Place at) {
     auto v = at(row.x);
     if constexpr (has_center)
       v = each(normalized(row, v - row.center(at), at), activated<act, A>);
@@ -209,27 +213,26 @@ struct ApplyForward {
 };
 
 // dx = (q · g + grad_mean + [x = maximum] · grad_max) · v' + (x − center) · slope + offset, where g and
-// grad_mean are multiplied by the scale already; dr = q. `tail` allows for the mask and dr.
-template <Act act, class A, bool has_center, bool has_maximum, bool tail>
+// grad_mean are multiplied by the scale already, and for identity the offset is in grad_mean; dr = q.
+// `tail` allows for the mask and dr.
+template <Act act, class A, bool has_center, bool has_slope, bool has_maximum, bool tail>
 struct ApplyBackward {
   static constexpr int unroll = has_center || tail ? 1 : 4;
   template <bool non_temporal, class Row, class Place>
-  static void write(const Row& row, Place at) {
+  SE_FUSED_INLINE static void write(const Row& row, Place at) {
     auto q = masked_dy<tail>(row, at);
     if (tail && row.dr) store_at<non_temporal>(row.dr, at, q);
     auto dx = q * row.g(at);
-    constexpr bool has_mean_gradient = !has_center && !has_maximum && !tail;  // else Rescale
-    if (has_mean_gradient || row.grad_mean) dx = dx + row.grad_mean(at);
+    constexpr bool is_plain = !has_center && !has_maximum && !tail;  // without a grad_mean Rescale
+    if (is_plain || row.has_mean_gradient) dx = dx + row.grad_mean(at);
     if constexpr (has_maximum)
       dx = dx + is_maximum<A>(at(row.x), row.maximum(at)) * row.grad_max(at);
-    if constexpr (has_center) {
-      if (act != Act::identity || row.slope) {
-        const auto centered = at(row.x) - row.center(at);
-        if constexpr (act != Act::identity)
-          dx = dx * each(normalized(row, centered, at), slope_of<act, A>);
-        if (row.slope) dx = dx + centered * row.slope(at);
-        if (row.offset) dx = dx + row.offset(at);
-      }
+    if constexpr (has_slope || (has_center && act != Act::identity)) {
+      const auto centered = at(row.x) - row.center(at);
+      if constexpr (act != Act::identity)
+        dx = dx * each(normalized(row, centered, at), slope_of<act, A>);
+      if constexpr (has_slope) dx = dx + centered * row.slope(at);
+      if constexpr (has_slope && act != Act::identity) dx = dx + row.offset(at);
     }
     store_at<non_temporal>(row.y, at, dx);
   }

@@ -208,7 +208,7 @@ struct MaskedTail {
 // body(place) for what is left of [begin, end) at i, less than a vector. A vector that reaches back is
 // faster than a masked one, except on AVX512.
 template <class A, class Body>
-inline void for_rest(int64_t begin, int64_t i, int64_t end, Body body) {
+SE_FUSED_INLINE inline void for_rest(int64_t begin, int64_t i, int64_t end, Body body) {
   constexpr int64_t width = lanes<A>;
   if (i >= end) return;
   if constexpr (SE_FUSED_VECTOR_BYTES < 64) {
@@ -219,7 +219,7 @@ inline void for_rest(int64_t begin, int64_t i, int64_t end, Body body) {
 
 // body(place) for every vector of [begin, end).
 template <class A, class Body>
-inline void for_vectors(int64_t begin, int64_t end, Body body) {
+SE_FUSED_INLINE inline void for_vectors(int64_t begin, int64_t end, Body body) {
   constexpr int64_t width = lanes<A>;
   int64_t i = begin;
   for (; i + width <= end; i += width) body(Full{i});
