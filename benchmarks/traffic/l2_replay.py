@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from itertools import islice
 from typing import NamedTuple
 
-TILE_BYTES = 16384  # of an fp32 map, see se_fused/plan.py
+TILE_BYTES = 16384  # of an fp32 map, see se_fused/backends/triton/plan.py
 PROGRAMS_PER_MULTIPROCESSOR = 8  # in flight together: 128 threads of 64 registers each
 TILES_PER_PROGRAM = 4  # of the reduce launch: a 56×56 plane in blocks of 1024 positions
 MAPS = (0.5, 1, 2, 4)  # |x| in multiples of the cache

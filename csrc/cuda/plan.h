@@ -1,4 +1,5 @@
-// Blocks and launches from shapes and device: the decisions of se_fused/plan.py for these kernels.
+// Blocks and launches from shapes and device: the decisions of backends/triton/plan.py for these
+// kernels.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +25,8 @@ struct Device {
   int64_t l2_bytes;
 };
 
-// Where the excitation runs; see excites_in_reduce in se_fused/plan.py for the model and the units.
+// Where the excitation runs; see excites_in_reduce in backends/triton/plan.py for the model and the
+// units.
 inline bool excites_in_reduce(
     int64_t samples, int64_t channels, int64_t hidden, int64_t weight_item_size, int64_t splits,
     int64_t acc_size, Device device) {

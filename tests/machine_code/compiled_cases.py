@@ -154,3 +154,9 @@ def operations(case: Case, dtype: torch.dtype):
         yield f"gradient{name}", lambda n=parts, a=act, t=through: backend.apply_backward(
             dy, x, mask, *n, g, g, None, None, *t, a, True
         )
+    if case.inside is not None:
+        sizes = (case.inside, channels), (case.inside,), (channels, case.inside), (channels,)
+        inside = *(torch.zeros(size, dtype=dtype) for size in sizes), case.act, case.gate
+        yield "squeeze_excite_backward with ReLU", lambda: backend.squeeze_excite_backward(
+            dy, x, mask, z, g, *inside, True
+        )

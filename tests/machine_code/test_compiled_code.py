@@ -87,6 +87,7 @@ NORM_KERNELS = [
     ("rescale with ReLU", "apply_forward_kernel"),
     ("sums with ReLU", "reduce_backward_kernel"),
     ("gradient with ReLU", "apply_backward_kernel"),
+    ("squeeze_excite_backward with ReLU", "reduce_backward_kernel"),
 ]
 
 

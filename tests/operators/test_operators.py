@@ -82,7 +82,7 @@ def test_other_map_in_another_layout(place, operator, x_layout, other_layout):
 @fp32_and_bf16
 @each_dense_layout
 def test_large_block_has_the_values_of_its_samples(native_place, dtype, layout):
-    """Which are too small to be stored past the caches (csrc/cpu/memory.h)."""
+    """Which are too small to be stored past the caches (csrc/cpu/schedule/memory.h)."""
     samples = 4
     inputs = make_inputs((samples, 16, 480, 640), 4, native_place.device, dtype, layout=layout)
     y, _, z, g = ops.squeeze_excite(inputs.x, None, *inputs.block[1:], False)
