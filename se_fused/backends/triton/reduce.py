@@ -93,9 +93,9 @@ def reduce_forward_kernel(
                 )  # fmt: skip
 
 
-# Sums [K, N, C], q = dy where its bit of the mask is set: without a norm Σ q·x (and Σ [x = maximum]);
-# with one Σ q·v', Σ q·v'·(x - center) and, unless v = u, Σ q·v, Σ v', Σ v'·(x - center). With dx_ptr
-# also dx = dy·g; with weights dp2 = dg·gate', dp1 = (dp2 W2)·act', grad_mean = (dp1 W1) / M.
+# Sums [K, N, C], q = dy where its bit of the mask is set: without a norm Σ q·x, Σ [x = maximum];
+# with one Σ q·v', Σ q·v'·(x - center) and, unless v = u, Σ q·v, Σ v', Σ v'·(x - center). With
+# dx_ptr also dx = dy·g; with weights dp2 = dg·gate', dp1 = (dp2 W2)·act', grad_mean = (dp1 W1) / M.
 # One program: BLOCK_C channels of one sample, tiles_per_split tiles of BLOCK_M positions.
 # Reads dy, x and the mask once; the last program of a sample its partial sums, z, g and weights.
 # Budget: 152 registers, 16 KB of shared memory.
