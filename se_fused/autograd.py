@@ -53,19 +53,28 @@ class Kept(NamedTuple):
 
 def squeeze_excite(x, residual, running, affine, weights, options: Options) -> Tensor:
     """The block; running and affine are None without norm."""
+    if running is None and options.squeeze == "avg" and not must_decompose():
+        # One operator, which autocast does not reach.
+        return _differentiably(to_dense(x), residual, None, None, weights, options)
     with without_autocast(x):
         if must_decompose():
             return _decomposed(x, residual, running, affine, weights, options)
-        x, center, var, mean, count = to_dense(x), None, None, None, 0
+        x, mean, found = to_dense(x), None, None
         if running is not None:
             with torch.no_grad():
-                mean, (center, var, count) = batch_norm.statistics(
+                mean, found = batch_norm.statistics(
                     x, running, options.training, options.momentum, options.group
                 )
-        arguments = x, residual, *(affine or (None, None)), *weights
-        if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in arguments]):
-            return SqueezeExcite.apply(*arguments, center, var, mean, count, options)
-        return _forward(*arguments, center, var, mean, options)[0]
+        return _differentiably(x, residual, affine, found, weights, options, mean)
+
+
+def _differentiably(x, residual, affine, found, weights, options, mean=None) -> Tensor:
+    """found: the norm's statistics"""
+    center, var, count = found or (None, None, 0)
+    arguments = x, residual, *(affine or (None, None)), *weights
+    if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in arguments]):
+        return SqueezeExcite.apply(*arguments, center, var, mean, count, options)
+    return _forward(*arguments, center, var, mean, options)[0]
 
 
 def _forward(
@@ -74,14 +83,14 @@ def _forward(
     act, gate, relu = options.act, options.gate, options.post_act == "relu"
     if center is None and options.squeeze == "avg":
         y, mask, z, g = ops.squeeze_excite(x, residual, w1, b1, w2, b2, act, gate, relu)
-        kept = Kept(z, g)
+        kept = Kept(z, g, None, mask if relu else None)
     elif center is None:
         mean, maximum = ops.reduce_forward(x, None, None, None, "identity", "max")
         z = reference.combine(mean, maximum, options.squeeze)
         p1 = reference.first_layer(z, w1, b1)
         g = reference.gates(p1, w2, b2, act, gate)
         y, mask = ops.apply_forward(x, residual, None, None, None, g, "identity", relu)
-        kept = Kept(z, g, p1, maximum=maximum)
+        kept = Kept(z, g, p1, mask if relu else None, maximum=maximum)
     else:
         rstd = (var + options.eps).rsqrt()
         scale = rstd if weight is None else weight.to(rstd.dtype) * rstd
@@ -95,8 +104,8 @@ def _forward(
         z, p1, g = ops.excite(mean, *of_mean, w1, b1, w2, b2, act, gate)
         z = mean if of_mean[0] is None else z
         y, mask = ops.apply_forward(x, residual, *norm, g, options.norm_act, relu)
-        kept = Kept(z, g, p1, scale=scale, shift=shift, mean=mean)
-    return call_gate_hook(y, g, options.on_gate), kept._replace(mask=mask if relu else None)
+        kept = Kept(z, g, p1, mask if relu else None, scale, shift, mean)
+    return call_gate_hook(y, g, options.on_gate), kept
 
 
 class SqueezeExcite(Function):
@@ -125,13 +134,12 @@ class SqueezeExcite(Function):
         with without_autocast(dy):
             if needs_double_backward(dy):
                 return _differentiable(ctx, dy)
-            dy = match_memory_format(dy, x)
             if p1 is None and need_x:
                 dx, dr, dp1, h, dp2 = ops.squeeze_excite_backward(
                     dy, x, mask, z, g, w1, b1, w2, b2, act, gate, write_dr
                 )
             else:
-                norm = center, scale, shift
+                dy, norm = match_memory_format(dy, x), (center, scale, shift)
                 grad_mean = grad_max = slope = offset = None
                 sums, _ = ops.reduce_backward(
                     dy, x, mask, *norm, maximum if need_x else None, None, options.norm_act
