@@ -9,6 +9,10 @@
 A loop nest that names a pointer reads, or writes, as many elements of it as its loops have steps of
 one: here 32 × 3136. Within one loop nest a pointer is read once and written once, however often it
 is named: a remainder that doesn't fill a vector has a branch of its own.
+
+Inductor's own metrics don't replace this: ``num_bytes_accessed`` counts small tensors and calls of
+libraries too, and its scheduler takes a buffer as read once by a kernel, whatever the code does.
+Softmax over rows reads its map twice and writes it once, which is 3 passes here and 2 there.
 """
 
 import math

@@ -62,7 +62,7 @@ def test_readme_that_shows_other_results_is_seen():
     ):
         assert change[0] in README
         with pytest.raises(AssertionError):
-            assert_shows_its_file(README.replace(*change), "block table")
+            assert_shows_its_file(README.replace(*change), "pass table")
 
 
 def test_bound_is_the_bytes_of_the_passes_over_the_bandwidth():

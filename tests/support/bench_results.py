@@ -41,7 +41,7 @@ def network_row(ms, **changes):
 
 
 def tail_row(ms, **changes):
-    """The end of a block as test_block_tail.py times it, {side: median milliseconds}."""
+    """The end of a block as bench_tail.py times it, {side: median milliseconds}."""
     row = {
         "tail": "BN + SE + add + ReLU", "network": "seresnet50", "shape": [2, 3, 4, 5], "hidden": 2,
         "dtype": "fp32", "layout": "contiguous", "backend": "cpp", "threads": 2, **changes,
