@@ -5,6 +5,7 @@ there. Arguments have been checked.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import prod
 from typing import NamedTuple
 
@@ -53,28 +54,23 @@ class Kept(NamedTuple):
 
 def squeeze_excite(x, residual, running, affine, weights, options: Options) -> Tensor:
     """The block; running and affine are None without norm."""
-    if running is None and options.squeeze == "avg" and not must_decompose():
-        # One operator, which autocast does not reach.
-        return _differentiably(to_dense(x), residual, None, None, weights, options)
-    with without_autocast(x):
-        if must_decompose():
+    if must_decompose():
+        with without_autocast(x):
             return _decomposed(x, residual, running, affine, weights, options)
-        x, mean, found = to_dense(x), None, None
+    # Autocast does not reach the one operator of plain SE.
+    is_plain = running is None and options.squeeze == "avg"
+    with nullcontext() if is_plain else without_autocast(x):
+        x, mean, found = to_dense(x), None, (None, None, 0)
         if running is not None:
             with torch.no_grad():
                 mean, found = batch_norm.statistics(
                     x, running, options.training, options.momentum, options.group
                 )
-        return _differentiably(x, residual, affine, found, weights, options, mean)
-
-
-def _differentiably(x, residual, affine, found, weights, options, mean=None) -> Tensor:
-    """found: the norm's statistics"""
-    center, var, count = found or (None, None, 0)
-    arguments = x, residual, *(affine or (None, None)), *weights
-    if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in arguments]):
-        return SqueezeExcite.apply(*arguments, center, var, mean, count, options)
-    return _forward(*arguments, center, var, mean, options)[0]
+        center, var, count = found
+        arguments = x, residual, *(affine or (None, None)), *weights
+        if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in arguments]):
+            return SqueezeExcite.apply(*arguments, center, var, mean, count, options)
+        return _forward(*arguments, center, var, mean, options)[0]
 
 
 def _forward(

@@ -47,7 +47,9 @@ def unavailable(device: torch.device) -> str | None:
 def reduce_forward(x, center, scale, shift, act: str, statistic: str) -> Tensor:
     if x.numel() == 0:
         return reference.reduce_forward(x, center, scale, shift, act, statistic)
-    return launch.reduce_forward(x, (center, scale, shift), act, statistic)
+    if statistic == "moments":
+        return launch.reduce_moments(x)
+    return launch.reduce_forward(x, (center, scale, shift), act, statistic)[0]
 
 
 def apply_forward(
@@ -82,7 +84,10 @@ def squeeze_excite(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     w1, b1, w2, b2 = _matrix(w1), _vector(b1), _matrix(w2), _vector(b2)
     if x.numel() and launch.excites_in_reduce(x, w1):
-        z, g = launch.squeeze_excite(x, w1, b1, w2, b2, act, gate)
+        weights = w1, b1, w2, b2
+        (z,), g = launch.reduce_forward(
+            x, launch.NO_NORM, "identity", "mean", weights, act, gate
+        )
     else:
         (z,) = reduce_forward(x, None, None, None, "identity", "mean")
         g = reference.gates(reference.first_layer(z, w1, b1), w2, b2, act, gate)

@@ -31,45 +31,33 @@ _apply_forward_kernel = tuned(apply.apply_forward_kernel)
 _apply_backward_kernel = tuned(apply.apply_backward_kernel)
 
 
-def reduce_forward(x: Tensor, norm, act: str, statistic: str) -> Tensor:
-    parts = "norm" if norm[0] is not None or statistic == "moments" else statistic
-    feature_map = FeatureMap(x, parts)
+def reduce_forward(
+    x: Tensor, norm, norm_act: str, statistic: str, weights=NO_WEIGHTS, act=None, gate=None
+) -> tuple[Tensor, Tensor | None]:
+    """Statistics, and the gates if there are weights, of which the excitation is in the launch."""
+    feature_map = FeatureMap(x, statistic if norm[0] is None else "norm")
     out = feature_map.planes(1 if statistic == "mean" else 2)
-    if statistic == "moments":
-        _moments(feature_map, x, out)
-    else:
-        _reduce_forward(feature_map, x, norm, out, None, NO_WEIGHTS, act, statistic)
-    return out
-
-
-def squeeze_excite(x: Tensor, w1, b1, w2, b2, act: str, gate: str) -> tuple[Tensor, Tensor]:
-    """z and g, with the excitation in the launch."""
-    feature_map = FeatureMap(x)
-    (z,), (g,) = feature_map.planes(1), feature_map.planes(1)
-    weights = w1, b1, w2, b2
-    _reduce_forward(feature_map, x, NO_NORM, z, g, weights, "identity", "mean", act, gate)
-    return z, g
-
-
-def _reduce_forward(
-    feature_map, x, norm, out, g, weights, norm_act, statistic, act=None, gate=None
-):
-    partials, counter = feature_map.partials(out, len(out) if g is None else 1, g is not None)
+    g = None if weights[0] is None else feature_map.planes(1)[0]
+    partials, counter = feature_map.partials(out, len(out), g is not None)
     with torch.cuda.device_of(x):
         _reduce_forward_kernel[feature_map.reduce_grid](
             x, *norm, partials, counter, out, g, *weights,
             NORM_ACT=norm_act, STATISTIC=statistic, ACT=act, GATE=gate,
             **feature_map.excitation(weights[0]), **feature_map.reduction, **feature_map.tile,
         )  # fmt: skip
+    return out, g
 
 
-def _moments(feature_map, x, out):
+def reduce_moments(x: Tensor) -> Tensor:
+    feature_map = FeatureMap(x, "norm")
+    out = feature_map.planes(2)
     partials, counter = feature_map.partials(None, 3)
     with torch.cuda.device_of(x):
         _moments_kernel[feature_map.reduce_grid](
             x, partials, counter, out, CHUNK=feature_map.excitation(None)["CHUNK"],
             **feature_map.reduction, **feature_map.tile,
         )  # fmt: skip
+    return out
 
 
 def reduce_backward(
