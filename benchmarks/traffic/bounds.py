@@ -1,6 +1,6 @@
 """The time that a GPU's memory needs for the passes of one SE block: a bound, not a measurement.
 
-Passes counted by traffic.py (results/traffic.json) × bytes of the map / published bandwidth.
+Passes counted by count_traffic.py (results/traffic.json) × bytes of the map / published bandwidth.
 """
 
 import math
