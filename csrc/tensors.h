@@ -49,6 +49,22 @@ inline Tensor empty_per_sample(const Tensor& x, int64_t width, ScalarType dtype)
   return empty_beside(x, sizes, strides, 2, dtype);
 }
 
+// [K, N, C]
+inline Tensor empty_per_plane(const Tensor& x, int64_t terms, ScalarType dtype) {
+  const int64_t samples = x.size(0), channels = x.size(1);
+  const int64_t sizes[] = {terms, samples, channels};
+  const int64_t strides[] = {(samples > 0 ? samples : 1) * channels, channels, 1};
+  return empty_beside(x, sizes, strides, 3, dtype);
+}
+
+// [size]
+inline Tensor vector_beside(const Tensor& x, int64_t size, ScalarType dtype) {
+  const int64_t stride = 1;
+  return empty_beside(x, &size, &stride, 1, dtype);
+}
+// In the place of a result that is not wanted.
+inline Tensor nothing(const Tensor& x, ScalarType dtype) { return vector_beside(x, 0, dtype); }
+
 inline ScalarType accumulator_dtype(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

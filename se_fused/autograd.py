@@ -17,7 +17,7 @@ from torch.autograd import Function
 from se_fused import batch_norm, ops
 from se_fused.activations import FUNCTIONS
 from se_fused.backends import reference
-from se_fused.memory_format import acc_dtype, match_memory_format, to_dense
+from se_fused.memory_format import acc_dtype, match_memory_format, to_dense, unpack
 from se_fused.tracing import must_decompose, needs_double_backward, without_autocast
 
 SQUEEZES = ("avg", "max", "avg_max", "concat")
@@ -167,7 +167,7 @@ class SqueezeExcite(Function):
                         options.norm_act, write_dr,
                     )  # fmt: skip
                 elif write_dr:
-                    dr = torch.where(reference.unpack(mask, dy), dy, 0)
+                    dr = torch.where(unpack(mask, dy), dy, 0)
             if need_residual and not write_dr:
                 dr = dy
             need_w1, need_b1, need_w2, need_b2 = ctx.needs_input_grad[4:8]
@@ -207,7 +207,7 @@ def _differentiable(ctx, dy):
     if center is not None:
         dtype = acc_dtype(x.dtype) if weight is None else weight.dtype
         running = (None, None) if options.training else (center.to(dtype), var.to(dtype))
-    passes = None if mask is None else reference.unpack(mask, x)
+    passes = None if mask is None else unpack(mask, x)
     linear = options._replace(post_act="identity", on_gate=None)
 
     def forward(x, residual, weight, bias, *weights):

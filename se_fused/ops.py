@@ -10,7 +10,7 @@ import torch
 
 from se_fused import flops
 from se_fused.backends import module_for, reference
-from se_fused.memory_format import acc_dtype, match_memory_format, to_dense
+from se_fused.memory_format import acc_dtype, mask_size, match_memory_format, to_dense
 
 _library = torch.library.Library("se_fused", "DEF")
 
@@ -84,7 +84,7 @@ def _map(x, wanted: bool = True):
 
 
 def _mask(x, wanted: bool):
-    return x.new_empty(reference.mask_size(to_dense(x)) if wanted else 0, dtype=torch.uint8)
+    return x.new_empty(mask_size(to_dense(x)) if wanted else 0, dtype=torch.uint8)
 
 
 def _acc(x, *size):

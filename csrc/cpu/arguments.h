@@ -55,18 +55,8 @@ Tensor per_sample(const Tensor& x, int64_t width) {
 // [K, N, C]
 template <class T>
 Tensor per_plane(const Tensor& x, int64_t terms) {
-  const int64_t samples = x.size(0), channels = x.size(1);
-  const int64_t sizes[] = {terms, samples, channels};
-  const int64_t strides[] = {std::max<int64_t>(samples, 1) * channels, channels, 1};
-  return empty_beside(x, sizes, strides, 3, dtype_of<acc_t<T>>);
+  return empty_per_plane(x, terms, dtype_of<acc_t<T>>);
 }
-
-inline Tensor vector_beside(const Tensor& x, int64_t size, ScalarType dtype) {
-  const int64_t stride = 1;
-  return empty_beside(x, &size, &stride, 1, dtype);
-}
-// In the place of a result that is not wanted.
-inline Tensor nothing(const Tensor& x, ScalarType dtype) { return vector_beside(x, 0, dtype); }
 
 // body(T{}) for the element type of x.
 template <class Body>

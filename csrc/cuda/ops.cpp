@@ -77,6 +77,7 @@ class Operation {
 
   Tensor map() const { return empty_map(x_); }
   Tensor per_sample(int64_t width) const { return empty_per_sample(x_, width, acc_); }
+  Tensor per_plane() const { return empty_per_plane(x_, 1, acc_); }
 
   const void* map_like_x(const Tensor& t) const {
     return checked(t, x_.numel(), x_.scalar_type());
@@ -149,18 +150,6 @@ class Operation {
   std::vector<Tensor> kept_;  // copies of weights, until the launches are queued
 };
 
-Tensor nothing(const Tensor& x, ScalarType dtype) {
-  const int64_t size = 0, stride = 1;
-  return empty_beside(x, &size, &stride, 1, dtype);
-}
-
-// [1, N, C]
-Tensor one_per_plane(const Tensor& x) {
-  const int64_t sizes[] = {1, x.size(0), x.size(1)};
-  const int64_t strides[] = {x.size(0) * x.size(1), x.size(1), 1};
-  return empty_beside(x, sizes, strides, 3, accumulator_dtype(x));
-}
-
 // Whatever else a block may have is PyTorch's on a GPU: se_fused/backends/cpp.py.
 void check_plain(std::initializer_list<const OptionalTensor*> parts, bool flag = false) {
   for (const OptionalTensor* part : parts) flag = flag || part->has_value();
@@ -172,7 +161,7 @@ Tensor reduce_forward(
     const OptionalTensor& shift, const std::string&, const std::string& statistic) {
   check_plain({&center, &scale, &shift}, statistic != "mean");
   Operation op(x);
-  Tensor z = one_per_plane(x);
+  Tensor z = op.per_plane();
   if (op.empty()) return torch::stable::fill_(z, NAN);
   op.call.z = z.mutable_data_ptr();
   op.run(Summed::values, false, false);
@@ -199,7 +188,7 @@ std::tuple<Tensor, Tensor> reduce_backward(
     const OptionalTensor& g, const std::string&) {
   check_plain({&mask, &center, &scale, &shift, &maximum});
   Operation op(x);
-  Tensor dg = one_per_plane(x), dx = g ? op.map() : nothing(x, x.scalar_type());
+  Tensor dg = op.per_plane(), dx = g ? op.map() : nothing(x, x.scalar_type());
   if (op.empty()) return {torch::stable::zero_(dg), dx};
   op.call.dy = op.map_like_x(dy);
   op.call.dg = dg.mutable_data_ptr();

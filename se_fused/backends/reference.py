@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from se_fused.activations import FUNCTIONS, act_derivative, gate_derivative
-from se_fused.memory_format import acc_dtype, broadcast_spatial, flatten_spatial
+from se_fused.memory_format import (
+    acc_dtype,
+    broadcast_spatial,
+    flatten_spatial,
+    pack,
+    unpack,
+)
 
 OPERATORS = False
 
@@ -235,43 +241,9 @@ def combine_backward(dz: Tensor, kind: str) -> tuple[Tensor | None, Tensor]:
     return (0.5 * dz, 0.5 * dz) if kind == "avg_max" else dz.chunk(2, 1)
 
 
-# The mask of a ReLU
-
-
-def mask_size(x: Tensor) -> tuple[int, int]:
-    """The shape of the mask of a map: rows in memory order, and the bytes of one."""
-    channels, positions = x.shape[1], prod(x.shape[2:])
-    is_channels_last = not x.is_contiguous()
-    rows, cols = (positions, channels) if is_channels_last else (channels, positions)
-    return x.shape[0] * rows, (cols + 7) // 8
-
-
-def pack(passes: Tensor, x: Tensor) -> Tensor:
-    """The mask of a boolean map, of x's shape and for x's layout."""
-    rows, size = mask_size(x)
-    last = passes if x.is_contiguous() else passes.movedim(1, -1)
-    cols = prod(x.shape[2:]) if x.is_contiguous() else x.shape[1]
-    bits = F.pad(last.reshape(rows, cols).to(torch.uint8), (0, size * 8 - cols))
-    return (bits.view(rows, size, 8) << _bit_numbers(x)).sum(2, dtype=torch.uint8)
-
-
-def unpack(mask: Tensor, x: Tensor) -> Tensor:
-    """The boolean map of a mask, shaped and laid out like x."""
-    bits = (mask[:, :, None] >> _bit_numbers(mask)) & 1
-    bits = bits.view(mask.shape[0], mask.shape[1] * 8)
-    if x.is_contiguous():
-        return bits[:, : prod(x.shape[2:])].bool().reshape(x.shape)
-    last = (x.shape[0], *x.shape[2:], x.shape[1])
-    return bits[:, : x.shape[1]].bool().reshape(last).movedim(-1, 1)
-
-
 def nothing(x: Tensor, dtype=None) -> Tensor:
     """What an operator returns in the place of a result that is not wanted."""
     return x.new_empty(0, dtype=dtype)
-
-
-def _bit_numbers(t: Tensor) -> Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=t.device)
 
 
 def _masked(dy: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,15 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bench_results
 import collect
 import pytest
 import report
+import result_rows
 import torch
-from bench_results import DEVICE, GPU, block_row, network_row, of_pytest, tail_row
 from lib import devices
 from lib import results as results_file
 from lib.errors import RequestError
+from result_rows import DEVICE, GPU, block_row, network_row, of_pytest, tail_row
 
 from se_fused import backends
 
@@ -71,7 +71,7 @@ def test_main_writes_the_rows_of_all_files(write, tmp_path, monkeypatch, capsys)
 
 
 def test_file_of_before_the_tails_has_none(write):
-    result = bench_results.result(bench_results.two_maps())
+    result = result_rows.result(result_rows.two_maps())
     del result["tail"]
     assert results_file.load(write("old.json", result))["tail"] == []
 
@@ -84,7 +84,7 @@ def test_ends_of_blocks_that_differ_are_two_rows(write):
 
 
 def test_a_row_is_a_line_of_the_file():
-    result = bench_results.result(bench_results.two_maps())
+    result = result_rows.result(result_rows.two_maps())
     text = results_file.dumps(result)
     assert json.loads(text) == result
     assert sum('"contender"' in line for line in text.splitlines()) == 4
@@ -101,7 +101,7 @@ def test_a_row_is_a_line_of_the_file():
     (of_pytest([]), "second.json: no benchmarks in it"),
     (of_pytest([{"seconds": 1}]), "second.json: test_0 is neither of bench_block.py nor"),
     (of_pytest([block_row(1.0, 2.0)], machine_info={}), "second.json: .* has no se_fused"),
-    (bench_results.result(), "second.json: no machine_info, .*not written by pytest-benchmark"),
+    (result_rows.result(), "second.json: no machine_info, .*not written by pytest-benchmark"),
     ("[1", "second.json: not JSON"),
     ("[1]", "second.json: a list, not an object"),
 ], ids="twice device malloc commit empty other-test no-facts results-file text list".split())

@@ -8,7 +8,6 @@ from pathlib import Path
 import gpu
 import pytest
 import torch
-from bench_results import DEVICE, GPU
 from gpu_stages import build as gpu_build
 from gpu_stages import lines as gpu_lines
 from gpu_stages import process as gpu_process
@@ -16,6 +15,7 @@ from gpu_stages import stage as gpu_stage
 from gpu_stages import tables as gpu_tables
 from gpu_stages.cases import chosen as chosen_cases
 from gpu_stages.cases import evenly
+from result_rows import DEVICE, GPU
 
 from se_fused import backends
 from se_fused.backends.triton import plan

@@ -2,15 +2,15 @@
 
 import json
 
-import bench_results
 import pytest
 import report
-from bench_results import DEVICE, GPU, block_row, cells, network_row, quartiles, tail_row
+import result_rows
 from gpu_stages import lines as gpu_lines
 from gpu_stages import tables as gpu_tables
 from gpu_stages import tools as gpu_tools
 from lib import results as results_file
 from lib import tables
+from result_rows import DEVICE, GPU, block_row, cells, network_row, quartiles, tail_row
 
 RUN = {"commit": "25166a53a9cc", "dirty": False, "date": "2026-01-02T03:04:05", "dry": False}
 STANDS = ("Measured on NVIDIA H200 (GPU): capability 9.0, driver 570.1, torch 2.10.0, se_fused "
@@ -162,7 +162,7 @@ def test_dry_run_is_neither_kept_nor_shown_in_the_readme(write, tmp_path):
 def test_networks_of_several_dtypes_say_which():
     ms = {"eager": 2.0, "fused": 1.0}
     rows = [network_row(ms), network_row(ms, dtype="bf16 autocast")]
-    table = tables.network(bench_results.result(network=rows))
+    table = tables.network(result_rows.result(network=rows))
     assert [line[:2] for line in cells(table)] == [
         ["network, batch", "dtype, layout"], ["se_resnet20, 32 × 32²", "fp32, contiguous"],
         ["se_resnet20, 32 × 32²", "bf16 autocast, contiguous"],

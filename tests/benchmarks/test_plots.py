@@ -3,13 +3,13 @@
 import struct
 import sys
 
-import bench_results
 import pytest
 import report
+import result_rows
 import torch
-from bench_results import block_row, network_row, two_maps
 from lib import contenders, plots
 from lib import results as results_file
+from result_rows import block_row, network_row, two_maps
 from torch.utils.flop_counter import FlopCounterMode
 from traffic import roofline
 
@@ -51,7 +51,7 @@ def test_plots_are_pngs(tmp_path, maps, expected):
     ]
     steps = [network_row(STEP), network_row({**STEP, "compiled": 9.0}, size=64)]
     file = tmp_path / "x.json"
-    file.write_text(results_file.dumps(bench_results.result(rows, steps)))
+    file.write_text(results_file.dumps(result_rows.result(rows, steps)))
     report.main([str(file), "--plots", str(tmp_path / "plots")])
     found = list((tmp_path / "plots").iterdir())
     assert {path.name for path in found} == expected
@@ -72,6 +72,6 @@ def test_the_fastest_contender_is_the_hardest_to_beat():
 
 def test_without_matplotlib_the_plots_are_skipped(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    plots.draw(bench_results.result(two_maps()), tmp_path / "plots")
+    plots.draw(result_rows.result(two_maps()), tmp_path / "plots")
     assert capsys.readouterr().out == "Plots: skipped, matplotlib is not installed\n"
     assert not (tmp_path / "plots").exists()

@@ -4,20 +4,20 @@ import json
 import re
 from pathlib import Path
 
-import bench_results
 import pytest
 import report
-from bench_results import GPU, block_row, cells, network_row, quartiles, tail_row, two_maps
+import result_rows
 from lib import comparison, tables, tail_table
 from lib import results as results_file
 from lib.errors import RequestError
+from result_rows import GPU, block_row, cells, network_row, quartiles, tail_row, two_maps
 
 NETWORK = {"eager": 20.0, "fused": 16.0, "without SE": 10.0}
 
 
 def stored(tmp_path, name, **content) -> str:
     path = tmp_path / name
-    path.write_text(results_file.dumps(bench_results.result(**content)))
+    path.write_text(results_file.dumps(result_rows.result(**content)))
     return str(path)
 
 
@@ -49,13 +49,13 @@ def test_on_a_gpu_kernels_graphs_and_launches_are_apart():
         ["seresnet50 2×3×4×5, 2", "fp32, contiguous", "forward", "100 / 90.0 / 20.0",
          "200 / 190 / 50.0"],
     ]
-    assert "CUDA graph" in tables.block(bench_results.result([row], device=GPU))
-    assert "CUDA graph" not in tables.block(bench_results.result(two_maps()))
+    assert "CUDA graph" in tables.block(result_rows.result([row], device=GPU))
+    assert "CUDA graph" not in tables.block(result_rows.result(two_maps()))
 
 
 def test_backends_have_tables_of_their_own():
     rows = [block_row(0.1, 2.0, backend="triton"), block_row(0.1, 8.0, backend="cpp")]
-    triton, cpp = re.split("`cpp` backend", tables.block(bench_results.result(rows, device=GPU)))
+    triton, cpp = re.split("`cpp` backend", tables.block(result_rows.result(rows, device=GPU)))
     assert "2.00 (2.00)" in triton and "8.00 (8.00)" not in triton
     assert "8.00 (8.00)" in cpp and "2.00 (2.00)" not in cpp
 
@@ -66,7 +66,7 @@ def test_network_has_speeds_taxes_and_memory():
         network_row({**NETWORK, "eager": 32.0, "compiled": 12.8, "without SE, compiled": 8.0},
                     layout="channels_last"),
     ]
-    table = tables.network(bench_results.result(network=rows))
+    table = tables.network(result_rows.result(network=rows))
     assert cells(table) == [
         ["network, batch", "layout", "images/s, untouched", "images/s, compiled",
          "images/s, swapped", "swapped over untouched", "SE tax: untouched / compiled / swapped",
@@ -81,7 +81,7 @@ def test_network_has_speeds_taxes_and_memory():
 
 def test_fused_blocks_have_columns_of_their_own():
     rows = [network_row({**NETWORK, "fused blocks": 10.0, "without SE": 12.5})]
-    table = tables.network(bench_results.result(network=rows))
+    table = tables.network(result_rows.result(network=rows))
     assert cells(table) == [
         ["network, batch", "layout", "images/s, untouched", "images/s, swapped", "images/s, fused",
          "swapped over untouched", "fused over untouched", "SE tax: untouched / swapped / fused",
@@ -98,7 +98,7 @@ TAIL = {"eager": 8.0, "without SE": 3.0, "swapped": 4.0, "fused": 2.0}
 def test_end_of_a_block_is_over_the_fused_one():
     rows = [tail_row(TAIL), tail_row({**TAIL, "eager": 4.0, "compiled": 6.0}, dtype="bf16"),
             tail_row(TAIL, tail="BN + SiLU + SE")]
-    table = tail_table.table(bench_results.result(tail=rows))
+    table = tail_table.table(result_rows.result(tail=rows))
     residual, mbconv = table.split("BN + SiLU + SE:")
     assert cells(residual) == [
         ["network, map, hidden", "dtype, layout", "eager", "FusedSE alone", "compiled",
@@ -114,8 +114,8 @@ def test_end_of_a_block_is_over_the_fused_one():
 
 def test_ends_of_blocks_are_compared():
     results = {
-        "a": bench_results.result(tail=[tail_row(TAIL)]),
-        "b": bench_results.result(tail=[tail_row({**TAIL, "fused": 1.0})]),
+        "a": result_rows.result(tail=[tail_row(TAIL)]),
+        "b": result_rows.result(tail=[tail_row({**TAIL, "fused": 1.0})]),
     }
     assert cells(comparison.compare(results))[1] == [
         "BN + SE + add + ReLU", "seresnet50 2×3×4×5, 2", "fp32, contiguous, cpp", "eager", "2000",
@@ -124,7 +124,7 @@ def test_ends_of_blocks_are_compared():
 
 
 def test_tables_say_where_they_stand():
-    result = bench_results.result(two_maps(), [network_row(NETWORK)])
+    result = result_rows.result(two_maps(), [network_row(NETWORK)])
     facts = ("Measured on AMD EPYC (CPU): 2 threads, kernels for avx512, torch 2.10.0, "
              "se_fused 0.1.0, commit 25166a53a9, 2026-01-02, ")
     assert tables.block(result).startswith(f"{facts}a malloc that keeps freed memory. ")
@@ -142,8 +142,8 @@ def test_numbers_have_three_digits(value, shown):
 
 
 def test_comparison_is_of_the_shared_rows():
-    first = bench_results.result(two_maps(), [network_row(NETWORK)])
-    second = bench_results.result(
+    first = result_rows.result(two_maps(), [network_row(NETWORK)])
+    second = result_rows.result(
         [
             block_row(0.05, 4.0), block_row(0.65, 3.0, direction="forward+backward"),
             block_row(9.0, 3.0, dtype="bf16"), block_row(0.1, 2.0, contender="torchvision"),
@@ -167,8 +167,8 @@ def test_comparison_is_of_the_shared_rows():
 
 
 def test_comparison_of_a_cpu_and_a_gpu_takes_each_ones_first_backend():
-    cpu = bench_results.result([block_row(1.0, 2.0)], [network_row(NETWORK)])
-    gpu = bench_results.result(
+    cpu = result_rows.result([block_row(1.0, 2.0)], [network_row(NETWORK)])
+    gpu = result_rows.result(
         [block_row(0.1, 3.0, backend="triton"), block_row(0.2, 5.0, backend="cpp")],
         [network_row({**NETWORK, "fused": 4.0}, batch=64, backend="triton")], device=GPU,
     )
@@ -181,7 +181,7 @@ def test_comparison_of_a_cpu_and_a_gpu_takes_each_ones_first_backend():
 
 def test_three_files_are_compared_with_the_first():
     results = {
-        name: bench_results.result([block_row(fused, 2.0)])
+        name: result_rows.result([block_row(fused, 2.0)])
         for name, fused in {"a": 0.6, "b": 0.3, "c": 0.2}.items()
     }
     assert cells(comparison.compare(results))[1][4:9] == ["600", "300", "200", "2.00*", "3.00*"]
@@ -197,8 +197,8 @@ def test_ranges_that_touch_are_not_apart(other, overlap):
 
 def test_files_without_common_rows_are_refused():
     results = {
-        "a.json": bench_results.result(two_maps()),
-        "b.json": bench_results.result(network=[network_row(NETWORK)]),
+        "a.json": result_rows.result(two_maps()),
+        "b.json": result_rows.result(network=[network_row(NETWORK)]),
     }
     message = r"no common rows: a.json has 4 block rows of seresnet50; b.json has 1 network rows of"
     with pytest.raises(RequestError, match=message):
@@ -227,7 +227,7 @@ def test_readme_gets_the_tables_between_its_markers(tmp_path, monkeypatch, capsy
     (tmp_path / "results").mkdir()
     file = stored(tmp_path, "results/x.json", block=maps, network=[network_row(NETWORK)])
     report.main([file, "--readme"])
-    result = bench_results.result(maps, [network_row(NETWORK)])
+    result = result_rows.result(maps, [network_row(NETWORK)])
     assert readme.read_text() == (
         f"a\n<!-- bench table: results/x.json -->\n{tables.block(result, folded=True)}\n"
         "<!-- end of bench table -->\nb\n"

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from triton.backends.compiler import GPUTarget
 
-from se_fused.backends.reference import mask_size
 from se_fused.backends.triton.plan import Device
+from se_fused.memory_format import mask_size
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 

@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from se_fused.backends import reference
-from se_fused.backends.reference import (  # noqa: F401  (a part of the contract)
-    excite,
-    excite_backward,
-    merge_moments,
-    nothing,
-)
+from se_fused.backends.reference import nothing
 from se_fused.backends.triton import launch
 
 _MIN_CAPABILITY = (7, 5)
 
 OPERATORS = False
+
+merge_moments = reference.merge_moments
+excite = reference.excite
+excite_backward = reference.excite_backward
 
 
 def unavailable(device: torch.device) -> str | None:

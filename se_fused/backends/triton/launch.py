@@ -11,10 +11,10 @@ import torch
 import triton
 from torch import Tensor
 
-from se_fused.backends.reference import mask_size, nothing
+from se_fused.backends.reference import nothing
 from se_fused.backends.triton import apply, moments, plan, reduce
 from se_fused.backends.triton.tuning import tuned
-from se_fused.memory_format import acc_dtype
+from se_fused.memory_format import acc_dtype, mask_size
 
 # Fixed when the kernels were defined, by TRITON_INTERPRET.
 INTERPRETED = not isinstance(apply.apply_forward_kernel, triton.runtime.JITFunction)
