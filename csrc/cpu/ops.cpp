@@ -1,4 +1,6 @@
 // The CPU bodies of the four passes and of the block at once: from tensors to pointers.
+#include <cmath>
+
 #include "parameters.h"
 #include "schedule/se_block.h"
 
@@ -74,6 +76,11 @@ std::unique_ptr<A[]> scaled(const Shape& s, const A* a, const A* b, const A* c) 
   return out;
 }
 
+template <class A>
+bool are_finite(const std::unique_ptr<A[]>& values, int64_t count) {
+  return std::all_of(values.get(), values.get() + count, [](A v) { return std::isfinite(v); });
+}
+
 Tensor reduce_forward(
     const Tensor& x, const OptionalTensor& center, const OptionalTensor& scale,
     const OptionalTensor& shift, const std::string& act, const std::string& statistic) {
@@ -98,12 +105,25 @@ std::tuple<Tensor, Tensor> apply_forward(
     const std::string& act, bool relu) {
   return with_type(x, [&](auto type) {
     using T = decltype(type);
+    using A = acc_t<T>;
     Operands<T> operands(x);
+    Pass<T>& p = operands.pass;
+    const Shape& s = operands.shape;
     operands.set_norm(center, scale, shift, act);
-    operands.pass.g = operands.per_plane(g);
-    operands.pass.residual = operands.map(residual);
+    p.g = operands.per_plane(g);
+    p.residual = operands.map(residual);
+    std::unique_ptr<A[]> gated_scale, gated_shift;
+    if (center && p.act == Act::identity) {
+      gated_scale = scaled<A>(s, p.g, p.scale, nullptr);
+      gated_shift = scaled<A>(s, p.g, p.shift, nullptr);
+      // Inf · 0 is no product of the block's: then the gate stays a factor of its own.
+      if (are_finite(gated_scale, s.planes()) && are_finite(gated_shift, s.planes())) {
+        p.g = gated_scale.get();
+        p.gated_shift = gated_shift.get();
+      }
+    }
     Tensor y = operands.make_map(x), mask = operands.make_mask(x, relu);
-    apply(operands.shape, operands.pass, kernels<T>().apply_forward);
+    apply(s, p, kernels<T>().apply_forward);
     return std::make_tuple(y, mask);
   });
 }

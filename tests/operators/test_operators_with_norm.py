@@ -142,3 +142,20 @@ def test_absent_parts_are_no_factors(place, variant, layout, dtype):
     if inputs.mask is not None:
         dropped = ~unpack(inputs.mask, inputs.x)
     assert torch.equal(found["dx"].isnan(), dropped & infinite)
+
+
+@each_dense_layout
+@fp32_and_bf16
+def test_infinite_gate_of_a_norm(place, layout, dtype):
+    """The gate is a factor of u, which is 0 nowhere but at the center, not of a shift of 0."""
+    x = torch.randint(-4, 5, (2, 11, 5, 7), device=place.device)
+    g = torch.full((2, 11), 0.5, device=place.device)
+    center, scale = torch.ones(11, device=place.device), torch.full((11,), 2.0, device=place.device)
+    for infinite in (0, 7):  # with none, the gates may be in the scale
+        g[1, :infinite] = torch.inf
+        y, _ = ops.apply_forward(
+            LAYOUTS[layout](x.to(dtype)), None, center, scale, 0 * scale, g, "identity", False
+        )
+        expected = (x - 1.0) * 2 * g[..., None, None]
+        assert expected.isnan().any() == bool(infinite)
+        torch.testing.assert_close(y, expected.to(dtype), rtol=0, atol=0, equal_nan=True)

@@ -35,8 +35,8 @@ class FoldedChannels {
   template <class T>
   FoldedChannels(Pass<T>& p, int64_t cols, int64_t fold) {
     if (fold == 1) return;
-    for (const A** values : {&p.center, &p.scale, &p.shift, &p.g, &p.grad_mean, &p.maximum,
-                             &p.grad_max, &p.slope, &p.offset})
+    for (const A** values : {&p.center, &p.scale, &p.shift, &p.g, &p.gated_shift, &p.grad_mean,
+                             &p.maximum, &p.grad_max, &p.slope, &p.offset})
       if (*values) *values = repeated(*values, cols, fold);
     if (p.pivot) p.pivot = repeated(p.pivot, cols, fold);
   }
@@ -50,7 +50,7 @@ class FoldedChannels {
   }
 
   int used_ = 0;
-  A buffers_[sizeof(Channels<char>)][strip];
+  alignas(64) A buffers_[sizeof(Channels<char>)][strip + 64 / sizeof(A)];
 };
 
 template <class T>
@@ -69,17 +69,16 @@ struct Columns {
     using A = acc_t<T>;
     const int64_t fold = rows_to_fold(cols, lanes<A>, p.mask), length = fold * cols;
     const FoldedChannels<A> channels(p, cols, fold);
-    A results[F::count][strip];
+    A results[F::count][strip + lanes<A>];
     for (int64_t first = 0; first < length; first += strip) {
       const int64_t size = length - first < strip ? length - first : strip;
       reduce_strip<F>(p, rows * cols, cols, length, first, size, results);
-      for (int k = 0; k < F::count; ++k)
-        for (int64_t c = 0; c < (fold == 1 ? size : cols); ++c) {
-          A result = results[k][c];
-          for (int64_t i = c + cols; i < (fold == 1 ? 0 : size); i += cols)
-            result = combine<F>(k, broadcast(result), broadcast(results[k][i]))[0];
-          out[k * stride + first + c] = result;
-        }
+      for (int k = 0; k < F::count; ++k) {
+        A *from = results[k], *to = out + k * stride + first;
+        for (int64_t i = cols; i < size && fold > 1; ++i)
+          from[i % cols] = combine<F>(k, broadcast(from[i % cols]), broadcast(from[i]))[0];
+        __builtin_memcpy(to, from, (fold > 1 ? cols : size) * sizeof(A));
+      }
     }
   }
 
@@ -87,21 +86,18 @@ struct Columns {
   template <class F, class T>
   static void reduce_strip(
       const Pass<T> p, int64_t elements, int64_t cols, int64_t length, int64_t first,
-      int64_t size, acc_t<T> (*results)[strip]) {
+      int64_t size, acc_t<T> (*results)[strip + lanes<acc_t<T>>]) {
     using A = acc_t<T>;
     constexpr int64_t width = lanes<A>;
     constexpr int count = F::count;
     const int64_t bytes = length == cols ? mask_bytes(cols) : length / 8;
-    A total[count][strip + width], run[count][strip + width];
-    const auto clear = [&](auto& of) SE_FUSED_INLINE {
-      for (int k = 0; k < count; ++k)
-        for (int64_t i = 0; i < size; i += width) store(of[k] + i, broadcast(start_of<F, A>(k)));
-    };
-    clear(total);
+    A run[count][strip + width];
     for (int64_t start = 0, byte = 0; start < elements;) {
+      const bool is_first = start == 0;
       const int64_t run_length = run_rows * length;
       const int64_t stop = elements - start < run_length ? elements : start + run_length;
-      clear(run);
+      for (int k = 0; k < count; ++k)
+        for (int64_t i = 0; i < size; i += width) store(run[k] + i, broadcast(start_of<F, A>(k)));
       // One row at a time: reading two at once halves the speed of a map that is not in cache.
       for (; start < stop; start += length, byte += bytes) {
         const int64_t columns = elements - start < length ? elements - start : length;
@@ -116,10 +112,11 @@ struct Columns {
         });
       }
       for (int k = 0; k < count; ++k)
-        for (int64_t i = 0; i < size; i += width)
-          store(total[k] + i, combine<F>(k, load(total[k] + i), load(run[k] + i)));
+        for (int64_t i = 0; i < size; i += width) {
+          const Vec<A> of_run = load(run[k] + i);
+          store(results[k] + i, is_first ? of_run : combine<F>(k, load(results[k] + i), of_run));
+        }
     }
-    for (int k = 0; k < count; ++k) __builtin_memcpy(results[k], total[k], size * sizeof(A));
   }
 
   template <class T>

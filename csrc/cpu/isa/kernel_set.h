@@ -73,6 +73,9 @@ void reduce_backward(
 template <class Layout, class T>
 void apply_forward(const Pass<T>& p, int64_t rows, int64_t cols, bool non_temporal) {
   using A = acc_t<T>;
+  if (p.gated_shift)
+    return Layout::template apply<ApplyForward<Act::identity, A, true, true, true>>(
+        p, rows, cols, non_temporal);
   if (p.center)
     return with_norm_act(p.act, [&](auto act) {
       Layout::template apply<ApplyForward<decltype(act)::value, A, true, true>>(

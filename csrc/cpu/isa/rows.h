@@ -62,6 +62,7 @@ SE_FUSED_INLINE inline void reduce_run(int64_t begin, int64_t end, Vec<acc_t<T>>
       for (int c = 0; c < block; ++c) add_at(c, Full{i + c * width});
     }
   }
+#pragma GCC unroll 4
   for (; i + width <= end; i += width) add_at(0, Full{i});
   for_rest<A>(begin, i, end, [&](auto at) SE_FUSED_INLINE { add_at(1, at); });
   for (int k = 0; k < count; ++k) {
@@ -97,12 +98,11 @@ SE_FUSED_INLINE inline void reduce_rows(
   using A = acc_t<T>;
   constexpr int64_t width = lanes<A>;
   constexpr int count = F::count, together = F::together;
-  for (int64_t row = 0; row < rows; row += width) {
-    const int64_t left = rows - row < width ? rows - row : width;
+  const auto reduce_some = [&](int64_t row, int64_t some) SE_FUSED_INLINE {
     Vec<A> results[count][width];
-    for (int64_t r = 0; r < left; r += together) {
+    for (int64_t r = 0; r < some; r += together) {
       Vec<A> own[together * count];
-      const auto a = row_at(row + r), b = row_at(row + (r + 1 < left ? r + 1 : r));
+      const auto a = row_at(row + r), b = row_at(row + (r + 1 < some ? r + 1 : r));
       reduce_row<F, together, is_long, T>(cols, own, [=](auto at, auto* values) SE_FUSED_INLINE {
         F::terms(a, at, values);
         if constexpr (together == 2) F::terms(b, at, values + count);
@@ -112,12 +112,15 @@ SE_FUSED_INLINE inline void reduce_rows(
     for (int k = 0; k < count; ++k) {
       const Vec<A> of_rows = combine_lanes_of_each<A>(
           results[k], [k](Vec<A> a, Vec<A> b) { return combine<F>(k, a, b); });
-      if (left == width)
+      if (some == width)
         store(out + k * stride + row, of_rows);
       else
-        store_part(out + k * stride + row, of_rows, left);
+        store_part(out + k * stride + row, of_rows, some);
     }
-  }
+  };
+  int64_t row = 0;
+  for (; row + width <= rows; row += width) reduce_some(row, width);
+  if (row < rows) reduce_some(row, rows - row);
 }
 
 // Lines written in part by ordinary and in part by non-temporal stores are slower than either.

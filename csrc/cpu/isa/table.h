@@ -44,7 +44,7 @@ P* moved(P* pointer, int64_t by) {
 
 // What a pass over the map, or a tile of it, reads and writes; null where a part is absent. Formulas in
 // se_fused/backends/README.md, but that the scale is in g and grad_mean of apply_backward, and for
-// identity the offset in grad_mean.
+// identity the offset in grad_mean; with gated_shift = shift · g it is in g of apply_forward too.
 template <class T>
 struct Pass {
   using A = acc_t<T>;
@@ -52,7 +52,8 @@ struct Pass {
   const uint8_t* mask = nullptr;
   const A *center = nullptr, *scale = nullptr, *shift = nullptr, *slope = nullptr,
           *offset = nullptr;  // [C]
-  const A *g = nullptr, *grad_mean = nullptr, *maximum = nullptr, *grad_max = nullptr;  // [N, C]
+  const A *g = nullptr, *gated_shift = nullptr, *grad_mean = nullptr, *maximum = nullptr,
+          *grad_max = nullptr;  // [N, C]
   A* pivot = nullptr;            // [N, C], of moments: given for columns, found for rows
   T *y = nullptr, *dr = nullptr; // y is dx of a backward pass
   uint8_t* new_mask = nullptr;
@@ -66,7 +67,8 @@ struct Pass {
     for (auto pointer : {&Pass::y, &Pass::dr}) tile.*pointer = moved(this->*pointer, t.element);
     for (auto pointer : {&Pass::center, &Pass::scale, &Pass::shift, &Pass::slope, &Pass::offset})
       tile.*pointer = moved(this->*pointer, t.channel);
-    for (auto pointer : {&Pass::g, &Pass::grad_mean, &Pass::maximum, &Pass::grad_max})
+    for (auto pointer :
+         {&Pass::g, &Pass::gated_shift, &Pass::grad_mean, &Pass::maximum, &Pass::grad_max})
       tile.*pointer = moved(this->*pointer, t.sample_channel);
     tile.pivot = moved(pivot, t.sample_channel);
     tile.mask = moved(mask, t.mask_byte);

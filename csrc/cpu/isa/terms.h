@@ -7,11 +7,11 @@
 // grad_mean, which then is g.
 template <class Channel>
 struct Channels {
-  Channel center, scale, shift, g, grad_mean, maximum, grad_max, slope, offset, pivot;
+  Channel center, scale, shift, g, gated_shift, grad_mean, maximum, grad_max, slope, offset, pivot;
 };
 template <class T, class Make>
 SE_FUSED_INLINE inline auto channels_of(const Pass<T>& p, Make make) -> Channels<decltype(make(p.g))> {
-  return {make(p.center), make(p.scale), make(p.shift), make(p.g),
+  return {make(p.center), make(p.scale), make(p.shift), make(p.g), make(p.gated_shift),
           make(p.grad_mean ? p.grad_mean : p.g),
           make(p.maximum), make(p.grad_max), make(p.slope), make(p.offset), make(p.pivot)};
 }
@@ -151,7 +151,7 @@ struct Products : Reduction<1, 4> {
 };
 // [q·x, [x = maximum]]
 template <class A>
-struct ProductsAndTies : Reduction<2, 4> {
+struct ProductsAndTies : Reduction<2, 2> {
   template <class Row, class Place, class V>
   SE_FUSED_INLINE static void terms(const Row& row, Place at, V* term) {
     const V x = at(row.x);
@@ -194,16 +194,20 @@ struct Rescale {
   }
 };
 
-// y = v · g + residual, max(·, 0) with a new mask; `tail` allows for the last two.
-template <Act act, class A, bool has_center, bool tail>
+// y = v · g + residual, max(·, 0) with a new mask; `tail` allows for the last two. With `gated` identity
+// has its gate in scale and shift: v · g = (x − center) · g + gated_shift.
+template <Act act, class A, bool has_center, bool tail, bool gated = false>
 struct ApplyForward {
   static constexpr int unroll = has_center || tail ? 1 : 4;
   template <bool non_temporal, class Row, class Place>
   SE_FUSED_INLINE static void write(const Row& row, Place at) {
     auto v = at(row.x);
-    if constexpr (has_center)
+    if constexpr (has_center && !gated)
       v = each(normalized(row, v - row.center(at), at), activated<act, A>);
-    v = v * row.g(at);
+    if constexpr (gated)
+      v = (v - row.center(at)) * row.g(at) + row.gated_shift(at);
+    else
+      v = v * row.g(at);
     if constexpr (tail) {
       if (row.residual) v = v + at(row.residual);
       if (row.new_mask) v = rectified(row.new_mask, at, v);
@@ -231,8 +235,10 @@ struct ApplyBackward {
       const auto centered = at(row.x) - row.center(at);
       if constexpr (act != Act::identity)
         dx = dx * each(normalized(row, centered, at), slope_of<act, A>);
-      if constexpr (has_slope) dx = dx + centered * row.slope(at);
-      if constexpr (has_slope && act != Act::identity) dx = dx + row.offset(at);
+      if constexpr (has_slope && act != Act::identity)
+        dx = dx + (centered * row.slope(at) + row.offset(at));
+      else if constexpr (has_slope)
+        dx = dx + centered * row.slope(at);
     }
     store_at<non_temporal>(row.y, at, dx);
   }
