@@ -15,10 +15,8 @@ OPERATORS = True
 _MIN_CAPABILITY = (7, 5)
 
 cpu_capability = _ops.cpu_capability.default
-# Between the passes: called for CPU tensors alone.
-merge_moments = _ops.merge_moments.cpp
-excite = _ops.excite.cpp
-excite_backward = _ops.excite_backward.cpp
+# What plain SE has not, and no CUDA kernel.
+_PARTS = ("residual", "mask", "center", "maximum", "relu", "add", "statistic")
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -39,44 +37,21 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def reduce_forward(x, center, scale, shift, act: str, statistic: str) -> Tensor:
-    compiled = x.is_cpu or (center is None and statistic == "mean")
-    run = _ops.reduce_forward.cpp if compiled else reference.reduce_forward
-    return run(x, center, scale, shift, act, statistic)
+def __getattr__(name: str):
+    """The function of the operator of that name, made when it is first asked for."""
+    run, elsewhere = getattr(_ops, name).cpp, getattr(reference, name)
+    arguments = [argument.name for argument in run._schema.arguments]
+    parts = [arguments.index(part) for part in _PARTS if part in arguments]
+    has_cuda = torch._C._dispatch_has_kernel_for_dispatch_key(f"se_fused::{name}.cpp", "CUDA")
+
+    def function(*args):
+        if args[0].is_cpu or (has_cuda and all(_is_absent(args[index]) for index in parts)):
+            return run(*args)
+        return elsewhere(*args)
+
+    globals()[name] = function
+    return function
 
 
-def apply_forward(
-    x, residual, center, scale, shift, g, act: str, relu: bool
-) -> tuple[Tensor, Tensor]:
-    compiled = x.is_cpu or (residual is None and center is None and not relu)
-    run = _ops.apply_forward.cpp if compiled else reference.apply_forward
-    return run(x, residual, center, scale, shift, g, act, relu)
-
-
-def reduce_backward(
-    dy, x, mask, center, scale, shift, maximum, g, act: str
-) -> tuple[Tensor, Tensor]:
-    compiled = x.is_cpu or (mask is None and center is None and maximum is None)
-    run = _ops.reduce_backward.cpp if compiled else reference.reduce_backward
-    return run(dy, x, mask, center, scale, shift, maximum, g, act)
-
-
-def apply_backward(dy, x, mask, *parts) -> tuple[Tensor, Tensor]:
-    run = _ops.apply_backward.cpp if x.is_cpu else reference.apply_backward
-    return run(dy, x, mask, *parts)
-
-
-def squeeze_excite(
-    x, residual, w1, b1, w2, b2, act: str, gate: str, relu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    compiled = x.is_cpu or (residual is None and not relu)
-    run = _ops.squeeze_excite.cpp if compiled else reference.squeeze_excite
-    return run(x, residual, w1, b1, w2, b2, act, gate, relu)
-
-
-def squeeze_excite_backward(
-    dy, x, mask, z, g, w1, b1, w2, b2, act: str, gate: str, add: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    compiled = x.is_cpu or (mask is None and not add)
-    run = _ops.squeeze_excite_backward.cpp if compiled else reference.squeeze_excite_backward
-    return run(dy, x, mask, z, g, w1, b1, w2, b2, act, gate, add)
+def _is_absent(part) -> bool:
+    return not isinstance(part, Tensor) and part in (None, False, "mean")

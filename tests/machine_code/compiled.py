@@ -83,7 +83,7 @@ class Launch(NamedTuple):
 def compiling(target: str) -> Iterator[list[Launch]]:
     """Inside, launches end when the kernel is compiled for the target and join the list. A kernel
     that would be tuned is compiled for each number of warps."""
-    from se_fused.backends.triton import launch, tuning
+    from se_fused.backends.triton import feature_map, tuning
 
     launches = []
     gpu, device = TARGETS[target]
@@ -107,7 +107,7 @@ def compiling(target: str) -> Iterator[list[Launch]]:
         patch.object(JITFunction, "run", compile_only),
         patch.object(tuning.Tuned, "launch", compile_each),
         lines_of_loads(),
-        patch.object(launch, "device_of", lambda x: device),
+        patch.object(feature_map, "device_of", lambda x: device),
     ):
         yield launches
 

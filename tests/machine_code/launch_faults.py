@@ -12,7 +12,9 @@ from launch_steps import Part, both_ways
 from public_calls import ALL_CASES, Call, feature_map
 
 import se_fused
-from se_fused.backends.triton import launch, plan
+from se_fused.backends import triton as backend
+from se_fused.backends.triton import plan
+from se_fused.backends.triton.feature_map import FeatureMap
 
 
 @triton.jit
@@ -57,22 +59,22 @@ def _grid(programs):
 
 FAULTS = {
     "argument-too-few": Fault(
-        launch, "_apply_forward_kernel", one_more_kernel,
+        backend, "_apply_forward_kernel", one_more_kernel,
         "missing 1 required positional argument: 'more'",
     ),
     "argument-too-many": Fault(
-        launch, "_apply_forward_kernel", one_less_kernel, "multiple values for argument 'LAYOUT'"
+        backend, "_apply_forward_kernel", one_less_kernel, "multiple values for argument 'LAYOUT'"
     ),
     "unknown-keyword": Fault(
-        launch, "_apply_forward_kernel", no_align_kernel, "ALIGN was specified"
+        backend, "_apply_forward_kernel", no_align_kernel, "ALIGN was specified"
     ),
     "empty-grid": Fault(
-        launch.FeatureMap, "apply_grid", _grid(0), "was not launched, its grid is (0,)"
+        FeatureMap, "apply_grid", _grid(0), "was not launched, its grid is (0,)"
     ),
-    "grid-beyond-int32": Fault(launch.FeatureMap, "apply_grid", _grid(1 << 31), "OverflowError"),
-    "another-grid": Fault(launch.FeatureMap, "apply_grid", _grid(3), "the grid is [3, 1, 1], not"),
+    "grid-beyond-int32": Fault(FeatureMap, "apply_grid", _grid(1 << 31), "OverflowError"),
+    "another-grid": Fault(FeatureMap, "apply_grid", _grid(3), "the grid is [3, 1, 1], not"),
     "launch-left-out": Fault(
-        launch, "apply_forward", lambda x, *parts: (torch.empty_like(x), x.new_empty(0)),
+        backend, "apply_forward", lambda x, *parts: (torch.empty_like(x), x.new_empty(0)),
         "launched [], expected ['apply_forward']",
     ),
     "too-many-warps": Fault(plan, "WARPS", 64, "threads"),

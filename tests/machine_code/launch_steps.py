@@ -139,7 +139,7 @@ PARTS = {"": "mean", "dx": "mean", "maximum": "max", "norm": "norm", "parts": "n
 def _planned_programs(launch: stub_driver.Launch) -> int:
     """A sample's channel blocks, times the tiles of a block where the map is written by tiles (the
     apply launches) or the splits where it is summed (the reduce launches)."""
-    from se_fused.backends.triton.launch import FeatureMap
+    from se_fused.backends.triton.feature_map import FeatureMap
 
     maps = launch.arguments.get("x_ptr"), launch.arguments.get("dy_ptr")
     x = next(t for t in maps if t is not None)

@@ -108,10 +108,10 @@ def install() -> Library:
     driver.set_active(active)
 
     from se_fused.backends import triton as backend
-    from se_fused.backends.triton import launch, plan
+    from se_fused.backends.triton import feature_map, plan
 
     device = plan.Device(*map(library.attribute, (MULTIPROCESSORS, L2_BYTES, SHARED_BYTES)))
-    launch.device_of = lambda x: device  # a CPU tensor's is the interpreter's
+    feature_map.device_of = lambda x: device  # a CPU tensor's is the interpreter's
     backend.unavailable = lambda device: None  # CPU tensors are refused without the interpreter
     return library
 

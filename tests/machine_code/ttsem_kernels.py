@@ -18,7 +18,7 @@ from triton.runtime import JITFunction
 from ttsem_session import DEVICE
 
 from se_fused.backends import triton as kernels
-from se_fused.backends.triton import launch
+from se_fused.backends.triton import feature_map
 
 pytest_plugins = ["ttsem_session"]
 
@@ -54,7 +54,7 @@ def test_values_bounds_and_races(monkeypatch, operator, layout, dtype, shape):
 @each_pair(operator=BLOCK, layout=DENSE, shape=SHAPES)
 def test_excitation_between_the_launches(monkeypatch, operator, layout, shape):
     without_l2 = DEVICE._replace(l2_bytes=0)  # no place for the weights
-    monkeypatch.setattr(launch, "device_of", lambda x: without_l2)
+    monkeypatch.setattr(feature_map, "device_of", lambda x: without_l2)
     run(operator, make_inputs(*shape, "cuda", layout=layout), monkeypatch)
 
 

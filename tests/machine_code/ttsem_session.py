@@ -24,7 +24,7 @@ import pytest
 import triton
 from ttsem import pidraces, sanitize
 
-from se_fused.backends.triton import launch, plan
+from se_fused.backends.triton import feature_map, plan
 
 # IR from Triton's cache names the lines of the tree that it was compiled from: compile it anew.
 CACHE = tempfile.TemporaryDirectory()
@@ -41,7 +41,7 @@ def races(monkeypatch):
     assert not triton.knobs.runtime.interpret, "set TRITON_INTERPRET=0"
     found = Races(pidraces.find_race)
     monkeypatch.setattr(pidraces, "find_race", found)
-    monkeypatch.setattr(launch, "device_of", lambda x: DEVICE)
+    monkeypatch.setattr(feature_map, "device_of", lambda x: DEVICE)
     with sanitize.session(90, __file__) as session:
         yield found
     assert session.races_unchecked == 0, "a launch was too large for the race check"

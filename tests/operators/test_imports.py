@@ -95,7 +95,7 @@ def test_a_file_imports_only_from_its_right(module):
 FAULTS = {
     "ops-from-functional": ("ops", "from se_fused.functional import squeeze"),
     "backend-from-ops": ("backends.reference", "import se_fused.ops"),
-    "backend-from-backend": ("backends.triton.launch", "from se_fused.backends import cpp"),
+    "backend-from-backend": ("backends.triton.plan", "from se_fused.backends import cpp"),
     "backend-from-the-contract": ("backends.cpp", "from se_fused.backends import load"),
     "activations-from-the-package": ("activations", "from se_fused import backend"),
     "inside-a-function": ("backends.cpp", "def f():\n    from se_fused.backends import triton"),

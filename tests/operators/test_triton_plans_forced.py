@@ -6,10 +6,9 @@ from block_operators import OPERATORS
 from pairwise import each_pair
 from shapes import DENSE, LARGE, SHAPES, make_inputs
 
-plan = pytest.importorskip("se_fused.backends.triton.plan", reason="triton is not installed")
-launch = pytest.importorskip(
-    "se_fused.backends.triton.launch", reason="triton is not installed; eager and cpp are tested"
-)
+WHY = "triton is not installed; eager and cpp are tested"
+plan = pytest.importorskip("se_fused.backends.triton.plan", reason=WHY)
+feature_map = pytest.importorskip("se_fused.backends.triton.feature_map", reason=WHY)
 
 CASES = {name: {**SHAPES, **LARGE}[name] for name in ("7x7", "3d", "many-samples", "5x157")} | {
     "flat-7x7": ((2, 72, 7, 7), 4)
@@ -17,7 +16,7 @@ CASES = {name: {**SHAPES, **LARGE}[name] for name in ("7x7", "3d", "many-samples
 FORCED = {
     "excitation-between-the-launches": (plan, "excites_in_reduce", lambda *_: False),
     "excitation-in-the-launch": (plan, "excites_in_reduce", lambda *_: True),
-    "int64-offsets": (launch, "_INT64_FROM", 0),
+    "int64-offsets": (feature_map, "_INT64_FROM", 0),
     "no-split-planes": (plan, "PROGRAMS_PER_MULTIPROCESSOR", 0),
     "split-planes": (plan, "PROGRAMS_PER_MULTIPROCESSOR", 1000),
     "splits-of-several-rounds": (plan, "BUSY_PROGRAMS", 1000),

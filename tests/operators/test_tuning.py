@@ -12,7 +12,7 @@ from shapes import make_inputs
 
 WHY = "triton is not installed; eager and cpp are tested"
 tuning = pytest.importorskip("se_fused.backends.triton.tuning", reason=WHY)
-launch = pytest.importorskip("se_fused.backends.triton.launch", reason=WHY)
+backend = pytest.importorskip("se_fused.backends.triton", reason=WHY)
 
 PLANNED = 4
 
@@ -52,8 +52,8 @@ def run(tuned, channels=64, spatial=49, counter=None, dtype=torch.float32):
 
 def test_nothing_is_tuned_unless_asked_for():
     code = """
-from se_fused.backends.triton import launch
-kernels = [kernel for name, kernel in vars(launch).items() if name.endswith("_kernel")]
+from se_fused.backends import triton as backend
+kernels = [kernel for name, kernel in vars(backend).items() if name.endswith("_kernel")]
 print(*(type(kernel).__name__ for kernel in kernels))
 """
     for asked, kind in (("", "JITFunction"), ("0", "JITFunction"), ("1", "Tuned")):
@@ -149,8 +149,8 @@ def test_values_of_tuned_kernels(triton_place, monkeypatch):
 
     monkeypatch.setattr(tuning, "milliseconds", milliseconds)
     monkeypatch.setattr(tuning, "_can_time", lambda: True)
-    for name in [name for name in vars(launch) if name.endswith("_kernel")]:
-        monkeypatch.setattr(launch, name, tuning.Tuned(getattr(launch, name)))
+    for name in [name for name in vars(backend) if name.endswith("_kernel")]:
+        monkeypatch.setattr(backend, name, tuning.Tuned(getattr(backend, name)))
     inputs = make_inputs((2, 9, 40, 41), 3, triton_place.device)
     check(forward_backward(inputs), inputs)
-    assert launch._reduce_forward_kernel.chosen and launch._reduce_backward_kernel.chosen
+    assert backend._reduce_forward_kernel.chosen and backend._reduce_backward_kernel.chosen
