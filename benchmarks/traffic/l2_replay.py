@@ -7,7 +7,7 @@ of the size of a GPU's L2. Not in the model: the cache's sets and slices, time, 
 than a tile, weights and sums.
 """
 
-import sys
+import argparse
 from collections import OrderedDict, deque
 from itertools import islice
 from typing import NamedTuple
@@ -131,4 +131,9 @@ def table(name: str) -> str:
 
 
 if __name__ == "__main__":
-    print("\n\n".join(map(table, sys.argv[1:] or GPUS)))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("gpu", nargs="*", help=", ".join(GPUS))
+    names = parser.parse_args().gpu
+    if unknown := set(names) - set(GPUS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(GPUS)}")
+    print("\n\n".join(map(table, names or GPUS)))
